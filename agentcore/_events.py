@@ -1,0 +1,102 @@
+"""Records of what happened, and the bounded logs that keep the newest of them.
+
+A log costs an append as long as nobody listens. It holds raw tuples; the records are made when somebody looks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias, final
+
+import attrs
+
+from agentcore import _interop
+
+_logger: Final = logging.getLogger("agentcore.events")
+
+EventSink: TypeAlias = "Callable[[Event], object]"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        sequence: position in its log, from 1. Gaps at the front are events that the log no longer keeps.
+        event_type: what happened, such as ``task_started``.
+        at: when, in UTC.
+        data: what else is known of it.
+    """
+
+    sequence: int
+    event_type: str
+    at: datetime
+    data: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as a new dictionary with the attributes' names as keys."""
+        return {"sequence": self.sequence, "event_type": self.event_type, "at": self.at, "data": dict(self.data)}
+
+
+def to_datetime(timestamp: _interop.Timestamp) -> datetime:
+    """Return seconds since the epoch as an aware datetime in UTC."""
+    return datetime.fromtimestamp(timestamp, UTC)
+
+
+class EventLog:
+    """The newest events of one part, and who wants to hear of them at once.
+
+    Args:
+        capacity: how many events are kept.
+    """
+
+    __slots__ = ("_count", "_events", "_sinks")
+
+    def __init__(self, capacity: int = 256) -> None:
+        self._events: deque[tuple[int, str, float, dict[str, Any]]] = deque(maxlen=capacity)
+        self._sinks: tuple[EventSink, ...] = ()
+        self._count = 0
+
+    def emit(self, event_type: str, **data: Any) -> None:
+        """Note an event and tell the sinks, each in turn. A sink that raises is logged and cannot harm the emitter."""
+        self._count += 1
+        raw = (self._count, event_type, _interop.wall_time(), data)
+        self._events.append(raw)
+        for sink in self._sinks:
+            try:
+                sink(_record(raw))
+            except Exception:
+                _logger.exception("sink %r raised on event %r; the event is kept, the other sinks get it", sink, event_type)
+
+    def subscribe(self, sink: EventSink) -> Callable[[], None]:
+        """Call a sink with every event from now on, synchronously; it must not block.
+
+        Returns:
+            A function that ends this. Calling it again does nothing.
+        """
+        # A fresh tuple each time: an emission that is under way goes on with the one it began with.
+        self._sinks = (*self._sinks, sink)
+
+        def unsubscribe() -> None:
+            nonlocal sink_is_there
+            if sink_is_there:
+                sink_is_there = False
+                sinks = list(self._sinks)
+                sinks.remove(sink)
+                self._sinks = tuple(sinks)
+
+        sink_is_there = True
+        return unsubscribe
+
+    def recent(self) -> tuple[Event, ...]:
+        """Return the events that are kept, oldest first."""
+        return tuple(map(_record, self._events))
+
+
+def _record(raw: tuple[int, str, float, dict[str, Any]]) -> Event:
+    sequence, event_type, at, data = raw
+    return Event(sequence=sequence, event_type=event_type, at=to_datetime(at), data=data)

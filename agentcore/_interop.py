@@ -1,0 +1,140 @@
+"""The one place that knows which event loop runs: clock, random source, threads, wake-ups, signals.
+
+Everything else speaks AnyIO. What is injected under test (time, randomness, identifiers) and what leaves the event loop
+(threads, signals) goes through here, so that there is exactly one seam for each.
+
+Private attributes of other libraries that this module touches: none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+import anyio.to_thread
+import attrs
+from anyio.lowlevel import current_token
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+
+Timestamp = float
+"""Seconds since 1970-01-01 UTC, as `Sources.wall` gives them."""
+
+
+@attrs.frozen(eq=False)
+class Sources:
+    """Where time and chance come from.
+
+    Attributes:
+        monotonic: seconds on a clock that never goes back; only differences mean something.
+        wall: seconds since the epoch, UTC.
+        random: for jitter, sampling and identifiers.
+    """
+
+    monotonic: Callable[[], float]
+    wall: Callable[[], Timestamp]
+    random: random.Random
+
+
+SYSTEM: Final = Sources(monotonic=time.monotonic, wall=time.time, random=random.Random())  # noqa: S311 - not for secrets
+
+# A context variable and no global: several simulations may run in one process, each in threads and tasks of its own.
+# Hot paths read `sources.get()` themselves, everything else calls the functions below.
+sources: Final[ContextVar[Sources]] = ContextVar("agentcore_sources", default=SYSTEM)
+
+
+@contextmanager
+def use_sources(replacement: Sources) -> Generator[None]:
+    """Take time and chance from elsewhere inside the block, and in the tasks and threads that are started there."""
+    token = sources.set(replacement)
+    try:
+        yield
+    finally:
+        sources.reset(token)
+
+
+def monotonic() -> float:
+    """Return the seconds of the monotonic clock."""
+    return sources.get().monotonic()
+
+
+def wall_time() -> Timestamp:
+    """Return the seconds since the epoch."""
+    return sources.get().wall()
+
+
+_counter = itertools.count(1)
+_prefix = ""
+
+
+def _renew_prefix() -> None:
+    """Draw the process's own part of identifiers, again after a fork: two processes must never share one."""
+    global _prefix, _counter  # noqa: PLW0603 - process-wide by nature
+    # From the operating system and not from `sources`: identifiers are made in modules' bodies too, long before a
+    # simulation has begun. 48 bits: among a million processes a shared prefix has a chance of 0.2 %.
+    _prefix = f"{int.from_bytes(os.urandom(6), 'big'):012x}-"
+    _counter = itertools.count(1)
+
+
+_renew_prefix()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_prefix)
+
+
+def new_id() -> str:
+    """Return an identifier that no other call gives, here or in another process: a prefix of the process, a counter."""
+    return f"{_prefix}{next(_counter)}"
+
+
+async def run_in_thread(function: Callable[[*Args], T], *args: *Args) -> T:
+    """Run a function in a worker thread and return what it returns.
+
+    Leaving by cancellation waits for the function, which `anyio.from_thread.check_cancelled` tells that it should end:
+    no thread outlives its scope unnoticed.
+    """
+    return await anyio.to_thread.run_sync(function, *args)
+
+
+def wake_up_function() -> Callable[[Callable[[], object]], None]:
+    """Return a function that, called in any thread or in a signal handler, has the running loop call another one soon."""
+    token = current_token().native_token
+    # trio's token and asyncio's loop; both calls are documented as safe in signal handlers.
+    post: Callable[[Callable[[], object]], Any] = getattr(token, "run_sync_soon", None) or token.call_soon_threadsafe  # type: ignore[attr-defined]
+
+    def wake_up(callback: Callable[[], object]) -> None:
+        post(callback)
+
+    return wake_up
+
+
+@contextmanager
+def signals_to(callback: Callable[[int], object], signals: Iterable[signal.Signals]) -> Generator[None]:
+    """Call back on signals inside the block, then restore the handlers that were there.
+
+    The callback runs as a plain Python signal handler, between two bytecodes of the main thread: even a loop that is
+    blocked by a busy callback cannot hold it up. Outside the main thread, where no handler can be set, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        callback(number)
+
+    previous = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            # None: the old handler was not set from Python and cannot be set again from here.
+            signal.signal(number, old if old is not None else signal.SIG_DFL)

@@ -1,0 +1,594 @@
+"""Tasks: a unit of work with its input, its state and what happened to it.
+
+A task does nothing by itself. Its state moves only along the table of `_rules.task_states`; whoever executes it calls
+`start`, then one of `complete`, `fail` and `cancel`. Transitions may race in several threads: of several that would end
+a task exactly one wins, the others get a `TaskStateError` and change nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Mapping
+from datetime import datetime
+from typing import Any, ClassVar, Final, NoReturn, Self, TypeVar, final
+
+import anyio
+import attrs
+
+from agentcore import _codec, _interop
+from agentcore._events import Event, to_datetime
+from agentcore._interop import sources
+from agentcore._rules import task_states as rules
+from agentcore._rules.task_states import TaskPriority, TaskState
+from agentcore.errors import ConfigurationError, TaskError, TaskStateError, TaskTimeoutError
+
+T = TypeVar("T")
+
+# One lock for the transitions of all tasks, held for a look-up and a few stores. A lock in each task would be a third
+# of its memory. Re-entrant: a finaliser or a signal handler may end a task while another one is being moved.
+# Where it is hot it is taken without `with`, which costs twice as much as acquire and release (3.11).
+_transition: Final = threading.RLock()
+
+_NO_DATA: Final[Mapping[str, Any]] = {}
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """Progress that a task has saved.
+
+    Attributes:
+        at: when, in UTC.
+        data: what the task needs to go on from here.
+    """
+
+    at: datetime
+    data: Mapping[str, Any]
+
+
+@attrs.define(kw_only=True, eq=False)
+class BaseTask:
+    """A unit of work.
+
+    Subclasses add fields with `attrs.define(kw_only=True)`; without the decorator they cannot be instantiated.
+    Two tasks are equal only if they are the same object.
+
+    Args:
+        type: what kind of work; a runtime finds the handler or agent by it.
+        input: what the work needs.
+        id: unique identifier; made if omitted.
+        priority: how urgent; a member of TaskPriority, its name or its value.
+        metadata: anything that belongs to the task but not to its input.
+        trace_id: identifies the larger whole that the task is a part of.
+        parent_id: id of the task that this one is a child of.
+        timeout_ms: milliseconds that one execution may take; None for no limit.
+
+    Raises:
+        ConfigurationError: a value is not usable.
+        TypeError: the subclass is not decorated.
+    """
+
+    schema_version: ClassVar[int] = 1
+    """Version of what `to_dict` gives."""
+    max_events: ClassVar[int] = 256
+    """How many events a task keeps, the newest."""
+    max_checkpoints: ClassVar[int] = 16
+    """How many checkpoints a task keeps, the newest."""
+
+    _type: str
+    input: dict[str, Any] = attrs.field(factory=dict)
+    _id: str = attrs.field(factory=_interop.new_id)
+    priority: TaskPriority = TaskPriority.NORMAL
+    _metadata: dict[str, Any] | None = None
+    trace_id: str | None = None
+    parent_id: str | None = None
+    timeout_ms: int | None = None
+
+    # Set below and not by attrs: its generated code looks each default up, which would double the cost of a task.
+    _state: TaskState = attrs.field(init=False)
+    _output: dict[str, Any] | None = attrs.field(init=False)
+    _error: dict[str, Any] | None = attrs.field(init=False)
+    _attempt: int = attrs.field(init=False)
+    _failures: int = attrs.field(init=False)
+    _created_at: _codec.Timestamp = attrs.field(init=False, repr=False)
+    _started_at: _codec.Timestamp | None = attrs.field(init=False, repr=False)
+    _finished_at: _codec.Timestamp | None = attrs.field(init=False, repr=False)
+    _cancel_reason: str | None = attrs.field(init=False)
+    _cancel_requested: bool = attrs.field(init=False, repr=False)
+    # Monotonic: seconds at the start while it runs; seconds it took once it has ended. None before the start.
+    _clock: float | None = attrs.field(init=False, repr=False, metadata=_codec.NOT_STORED)
+    # Flat, three items an event (type, time, data), in a tuple: half the memory of a list of tuples.
+    _events: tuple[Any, ...] = attrs.field(init=False, repr=False, metadata=_codec.NOT_STORED)
+    _dropped_events: int = attrs.field(init=False, repr=False, metadata=_codec.NOT_STORED)
+    _checkpoints: list[tuple[float, dict[str, Any]]] | None = attrs.field(
+        init=False, repr=False, metadata=_codec.NOT_STORED
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.__class__ is not BaseTask and "__attrs_attrs__" not in self.__class__.__dict__:
+            raise _undecorated(self.__class__)
+        if self._type.__class__ is not str or not self._type:
+            raise _unusable("type", self._type, "a string that is not empty", "name the kind of work")
+        if self.priority.__class__ is not TaskPriority:
+            self.priority = to_priority(self.priority)
+        if self.input.__class__ is not dict:
+            self.input = to_dict_of("input", self.input)
+        if self._metadata is not None:
+            self._metadata = to_dict_of("metadata", self._metadata)
+        if self.timeout_ms is not None:
+            _check_timeout_ms("timeout_ms", self.timeout_ms)
+        self._state = rules.INITIAL
+        self._output = self._error = self._cancel_reason = None
+        self._attempt = self._failures = self._dropped_events = 0
+        self._cancel_requested = False
+        self._created_at = sources.get().wall()  # type: ignore[assignment]
+        self._started_at = self._finished_at = self._clock = self._checkpoints = None
+        self._events = ()
+
+    @classmethod
+    def create(cls, type: str, input: Mapping[str, Any] | None = None, **fields: Any) -> Self:  # noqa: A002 - the field's name
+        """Make a task.
+
+        Args:
+            type: what kind of work.
+            input: what the work needs; nothing if omitted.
+            **fields: the other arguments of the class by name, those of subclasses included.
+
+        Raises:
+            ConfigurationError: a value is not usable.
+            TypeError: there is no such argument.
+        """
+        if input is None:
+            input = {}
+        # Unpacking an empty mapping into the call costs a tenth of a task.
+        return cls(type=type, input=input, **fields) if fields else cls(type=type, input=input)  # type: ignore[arg-type]
+
+    # What only transitions change is read-only.
+
+    @property
+    def id(self) -> str:
+        """Unique identifier."""
+        return self._id
+
+    @property
+    def type(self) -> str:
+        """What kind of work this is."""
+        return self._type
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Anything that belongs to the task but not to its input."""
+        # Made when it is asked for: most tasks have none, and an empty dictionary is a tenth of a task.
+        if self._metadata is None:
+            self._metadata = {}
+        return self._metadata
+
+    @property
+    def state(self) -> TaskState:
+        """Where the task is in its life."""
+        return self._state
+
+    @property
+    def output(self) -> dict[str, Any] | None:
+        """What the work gave, once it is COMPLETED."""
+        return self._output
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """What went wrong, once it is FAILED."""
+        return self._error
+
+    @property
+    def attempt(self) -> int:
+        """How many executions have begun."""
+        return self._attempt
+
+    @property
+    def failures(self) -> int:
+        """How many executions have failed."""
+        return self._failures
+
+    @property
+    def created_at(self) -> datetime:
+        """When the task was made, in UTC."""
+        return to_datetime(self._created_at)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When the latest execution began, in UTC."""
+        return None if self._started_at is None else to_datetime(self._started_at)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When the task ended, in UTC."""
+        return None if self._finished_at is None else to_datetime(self._finished_at)
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why the task was, or is to be, cancelled."""
+        return self._cancel_reason
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the task is to be cancelled and has not ended yet."""
+        return self._cancel_requested and self._state not in rules.TERMINAL
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the state is terminal."""
+        return self._state in rules.TERMINAL
+
+    @property
+    def duration_ms(self) -> int | None:
+        """Milliseconds that the execution has taken so far, or took in all; None before the start."""
+        if self._clock is None:
+            return None
+        seconds = self._clock if self._finished_at is not None else _interop.monotonic() - self._clock
+        return int(seconds * 1000)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happened to the task, oldest first; the newest `max_events` of it."""
+        flat = iter(self._events)
+        return tuple(
+            Event(sequence=sequence, event_type=event_type, at=to_datetime(at), data=data)
+            for sequence, (event_type, at, data) in enumerate(zip(flat, flat, flat, strict=True), self._dropped_events + 1)
+        )
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The progress that was saved, oldest first; the newest `max_checkpoints` of it."""
+        return tuple(Checkpoint(at=to_datetime(at), data=data) for at, data in self._checkpoints or ())
+
+    def start(self) -> Self:
+        """Begin an execution: PENDING → RUNNING.
+
+        Returns:
+            The task itself.
+
+        Raises:
+            TaskStateError: the task is not PENDING.
+        """
+        current = sources.get()
+        _transition.acquire()
+        try:
+            if (state := rules.START.get(self._state)) is None:
+                self._refuse("start")
+            self._state = state
+            self._attempt += 1
+            self._started_at = at = current.wall()  # type: ignore[assignment]
+            self._clock = current.monotonic()
+            self._events += ("task_started", at, _NO_DATA)
+            return self
+        finally:
+            _transition.release()
+
+    def complete(self, output: Mapping[str, Any]) -> Self:
+        """End the execution with a result: RUNNING → COMPLETED.
+
+        Args:
+            output: what the work gave.
+
+        Returns:
+            The task itself.
+
+        Raises:
+            ConfigurationError: `output` is not a mapping.
+            TaskStateError: the task is not RUNNING.
+        """
+        if output.__class__ is not dict:
+            output = to_dict_of("output", output)
+        _transition.acquire()
+        try:
+            if (state := rules.COMPLETE.get(self._state)) is None:
+                self._refuse("complete")
+            self._output = output
+            self._end(state, "task_completed", _NO_DATA)
+            return self
+        finally:
+            _transition.release()
+
+    def fail(self, error: Mapping[str, Any]) -> Self:
+        """End the task with an error: PENDING or RUNNING → FAILED.
+
+        Args:
+            error: what went wrong, for instance ``error_type`` and ``message``.
+
+        Returns:
+            The task itself.
+
+        Raises:
+            ConfigurationError: `error` is not a mapping.
+            TaskStateError: the task has ended already.
+        """
+        error = to_dict_of("error", error)
+        with _transition:
+            if (state := rules.FAIL.get(self._state)) is None:
+                self._refuse("fail")
+            self._error = error
+            self._failures += 1
+            self._end(state, "task_failed", {"error": error})
+        return self
+
+    def cancel(self, reason: str | None = None) -> Self:
+        """End the task without a result: PENDING or RUNNING → CANCELED. On a task that has ended this does nothing.
+
+        This moves the state and nothing else. Code that a runtime executes for this task is cancelled by its handle.
+
+        Args:
+            reason: why, for whoever waits for the task.
+
+        Returns:
+            The task itself.
+        """
+        with _transition:
+            if (state := rules.CANCEL.get(self._state)) is not None:
+                if reason is not None:
+                    self._cancel_reason = reason
+                self._end(state, "task_canceled", {"reason": self._cancel_reason})
+        return self
+
+    def request_cancel(self, reason: str | None = None) -> bool:
+        """Note that the task is to be cancelled, for whoever executes it; the first reason stays.
+
+        Returns:
+            False if the task has ended already, so that there is nothing to cancel.
+        """
+        with _transition:
+            if self._state in rules.TERMINAL:
+                return False
+            if not self._cancel_requested:
+                self._cancel_requested = True
+                self._cancel_reason = reason
+            return True
+
+    async def with_timeout(self, coro: Awaitable[T], timeout_override_ms: int | None = None) -> T:
+        """Await something for a limited time. Works in any state of the task and changes none.
+
+        This adds no checkpoint of its own.
+
+        Args:
+            coro: what to await, usually a coroutine. It is closed if it is never started.
+            timeout_override_ms: milliseconds; None for the task's own `timeout_ms`, and no limit if it has none.
+
+        Returns:
+            What `coro` returns.
+
+        Raises:
+            TaskTimeoutError: the time was over first. A TimeoutError that `coro` raises by itself comes through as it is.
+            ConfigurationError: the timeout is not usable.
+            TypeError: `coro` cannot be awaited.
+        """
+        timeout_ms = self.timeout_ms if timeout_override_ms is None else timeout_override_ms
+        if not isinstance(coro, Awaitable):
+            raise TypeError(
+                f"with_timeout of task {self._id} takes something to await: got {coro!r}; "
+                "call the function: with_timeout(function(...))"
+            )
+        if timeout_ms is None:
+            return await coro
+        try:
+            _check_timeout_ms("timeout_override_ms", timeout_ms)
+            scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_ms / 1000)
+        except BaseException:
+            if (close := getattr(coro, "close", None)) is not None:
+                close()
+            raise
+        with scope:
+            return await coro
+        raise TaskTimeoutError(
+            f"task {self._id} of type {self._type!r} exceeded its timeout: {timeout_ms} ms; "
+            "allow more time or make smaller tasks",
+            {"task_id": self._id, "deadline": "timeout", "timeout_ms": timeout_ms},
+        )
+
+    def checkpoint(self, data: Mapping[str, Any]) -> Self:
+        """Save progress that a later execution can go on from.
+
+        Args:
+            data: what is needed for that. The mapping is copied, its values are not.
+
+        Returns:
+            The task itself.
+
+        Raises:
+            ConfigurationError: `data` is not a mapping.
+            TaskStateError: the task has ended.
+        """
+        saved = dict(to_dict_of("checkpoint", data))
+        at = _interop.wall_time()
+        with _transition:
+            if self._state in rules.TERMINAL:
+                self._refuse("checkpoint")
+            self._checkpoints = [*(self._checkpoints or ()), (at, saved)][-self.max_checkpoints :]
+            self._events += ("task_checkpoint", at, saved)
+            # Capped here and not at each transition: nothing else can happen to a task any number of times.
+            excess = len(self._events) // 3 - self.max_events
+            if excess > 0:
+                self._events = self._events[3 * excess :]
+                self._dropped_events += excess
+        return self
+
+    def get_latest_checkpoint(self) -> dict[str, Any] | None:
+        """Return a copy of the data of the newest checkpoint; None if there is none."""
+        return dict(self._checkpoints[-1][1]) if self._checkpoints else None
+
+    def get_event_history(self) -> list[dict[str, Any]]:
+        """Return the events as new dictionaries with ``sequence``, ``event_type``, ``at`` and ``data``, oldest first."""
+        return [event.as_dict() for event in self.events]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain dictionaries, lists, strings and numbers, whatever `input` and the like hold aside.
+
+        The priority stands by its name, times as ISO 8601 in UTC; ``schema_version`` tells readers what to expect.
+        """
+        with _transition:
+            values = _codec.unstructure(self)
+            values["duration_ms"] = self.duration_ms
+        values["events"] = [event.as_dict() | {"at": event.at.isoformat()} for event in self.events]
+        values["checkpoints"] = [{"at": point.at.isoformat(), "data": point.data} for point in self.checkpoints]
+        values["schema_version"] = self.schema_version
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a task from what `to_dict` gave, here or in another process. Unknown keys are passed over.
+
+        Raises:
+            TaskError: something is missing or wrong, all of it listed; or a newer version wrote it.
+        """
+        version = values.get("schema_version", cls.schema_version)
+        if not isinstance(version, int) or version > cls.schema_version:
+            raise TaskError(
+                f"a task can be read up to schema_version {cls.schema_version}: got {version!r}; upgrade agentcore",
+                {"schema_version": version, "supported": cls.schema_version},
+            )
+        try:
+            task = _codec.structure(values, cls)
+            task._restore(values)
+        except _codec.StructureError as error:
+            raise TaskError(
+                f"a task cannot be read: {'; '.join(error.problems)}; pass what to_dict() gave", {"problems": error.problems}
+            ) from error
+        return task
+
+    def _restore(self, values: Mapping[str, Any]) -> None:
+        """Take over what `to_dict` writes in a form of its own."""
+        events = [_codec.structure(event, _codec.StoredEvent) for event in values.get("events", ())]
+        self._events = tuple(item for event in events for item in (event.event_type, event.at, event.data))
+        self._dropped_events = events[0].sequence - 1 if events else 0
+        points = [_codec.structure(point, _codec.StoredCheckpoint) for point in values.get("checkpoints", ())]
+        self._checkpoints = [(point.at, point.data) for point in points] or None
+        if (duration_ms := values.get("duration_ms")) is not None:
+            seconds = duration_ms / 1000
+            # The other process's monotonic clock means nothing here: what had elapsed is counted on.
+            self._clock = seconds if self._finished_at is not None else _interop.monotonic() - seconds
+
+    def _end(self, state: TaskState, event_type: str, data: Mapping[str, Any]) -> None:
+        current = sources.get()
+        self._state = state
+        self._finished_at = at = current.wall()  # type: ignore[assignment]
+        if self._clock is not None:
+            self._clock = current.monotonic() - self._clock
+        self._events += (event_type, at, data)
+
+    def _refuse(self, transition: str) -> NoReturn:
+        allowed = rules.allowed_transitions(self._state)
+        raise TaskStateError(
+            f"task {self._id} of type {self._type!r} cannot {transition}: it is {self._state.name}; "
+            + (f"it can {' or '.join(allowed)}" if allowed else "this state is final, create a new task"),
+            {"task_id": self._id, "state": self._state, "transition": transition, "allowed": allowed},
+        )
+
+
+def _undecorated(cls: type) -> TypeError:
+    return TypeError(
+        f"{cls.__qualname__} is a subclass of BaseTask without attrs' decorator; write @attrs.define(kw_only=True, eq=False) above it"
+    )
+
+
+def _unusable(name: str, value: object, rule: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(f"{name} of a task must be {rule}: got {value!r}; {remedy}", {"name": name, "value": value})
+
+
+def to_dict_of(name: str, value: object) -> dict[str, Any]:
+    """Return a mapping as a dictionary, the very one if it is one.
+
+    Raises:
+        ConfigurationError: it is no mapping.
+    """
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise _unusable(name, value, "a mapping", "wrap the value, for instance {'value': ...}")
+
+
+def to_priority(value: object) -> TaskPriority:
+    """Return the priority that a member, its name or its value stands for.
+
+    Raises:
+        ConfigurationError: it stands for none.
+    """
+    if isinstance(value, str) and value.upper() in TaskPriority.__members__:
+        return TaskPriority[value.upper()]
+    if isinstance(value, int) and not isinstance(value, bool) and value in TaskPriority:
+        return TaskPriority(value)
+    raise _unusable("priority", value, f"one of {', '.join(TaskPriority.__members__)}", "use a member of TaskPriority")
+
+
+def _check_timeout_ms(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise _unusable(name, value, "a number of milliseconds, 0 or more", "use None for no limit")
+
+
+class TaskFactory:
+    """Makes tasks with the configuration of one kind of program.
+
+    Used as it is, it makes plain tasks. Subclass it to change what is made:
+
+        class IngestFactory(TaskFactory):
+            task_class = IngestTask
+            defaults = {"timeout_ms": 30_000}
+    """
+
+    task_class: ClassVar[type[BaseTask]] = BaseTask
+    """The class of the tasks."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Fields of every task, unless the call says otherwise."""
+
+    @classmethod
+    def create_task(cls, type: str, input: Mapping[str, Any] | None = None, **fields: Any) -> BaseTask:  # noqa: A002 - the field's name
+        """Make a task.
+
+        Args:
+            type: what kind of work.
+            input: what the work needs.
+            **fields: the other arguments of the task's class by name.
+
+        Raises:
+            ConfigurationError: a value is not usable.
+            TypeError: there is no such argument.
+        """
+        return cls.task_class.create(type, input, **{**cls.defaults, **fields})
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TaskResult:
+    """What is known of a task at one moment.
+
+    Attributes:
+        task_id: the task's identifier.
+        type: its kind of work.
+        state: where it is in its life.
+        success: whether it is COMPLETED.
+        output: what the work gave.
+        error: what went wrong.
+        duration_ms: milliseconds that the execution has taken; None if it has not begun.
+        attempt: how many executions have begun.
+    """
+
+    task_id: str
+    type: str
+    state: TaskState
+    success: bool
+    output: dict[str, Any] | None
+    error: dict[str, Any] | None
+    duration_ms: int | None
+    attempt: int
+
+    @classmethod
+    def from_task(cls, task: BaseTask) -> TaskResult:
+        """Take the result of a task, in whatever state it is."""
+        with _transition:
+            return cls(
+                task_id=task.id,
+                type=task.type,
+                state=task.state,
+                success=task.state is TaskState.COMPLETED,
+                output=task.output,
+                error=task.error,
+                duration_ms=task.duration_ms,
+                attempt=task.attempt,
+            )

@@ -1,0 +1,345 @@
+"""Every error that agentcore raises by itself.
+
+CoreError
+├── TaskError
+│   ├── TaskStateError            (also ValueError)     a transition that the task's state does not allow
+│   ├── TaskTimeoutError          (also TimeoutError)   a deadline of the task passed
+│   ├── TaskCanceledError                               to who waits for a task that was cancelled
+│   ├── TaskExecutionError                              to who waits for a task that failed
+│   ├── TaskNotFoundError         (also LookupError)    no task has this id
+│   └── TaskRoutingError          (also ValueError)     nothing is registered that could run this task
+├── AgentError
+│   ├── AgentInitializationError                        ``initialize`` was False, raised or took too long
+│   ├── AgentTimeoutError         (also TimeoutError)   an execution outlived its deadline
+│   ├── AgentResultError          (also TypeError)      ``process`` returned something else than an AgentResult
+│   ├── AgentExecutionError                             ``handle_error`` failed as well; carries both errors
+│   ├── AgentTerminatedError                            the agent has been terminated
+│   └── AgentCrashedError         (also ExceptionGroup) failures of the background, raised when the runtime is left
+├── CircuitBreakerError
+├── WorkerPoolError
+├── RegistryError
+├── StoreError
+├── ConfigurationError            (also ValueError)
+└── RuntimeClosedError            (also RuntimeError)
+
+A message reads ``<subject> <rule>: got <value>; <what to do>``. The values stand in ``details`` as well, for programs.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+__all__ = [
+    "AgentCrashedError",
+    "AgentError",
+    "AgentExecutionError",
+    "AgentInitializationError",
+    "AgentResultError",
+    "AgentTerminatedError",
+    "AgentTimeoutError",
+    "CircuitBreakerError",
+    "ConfigurationError",
+    "CoreError",
+    "RegistryError",
+    "RuntimeClosedError",
+    "Severity",
+    "StoreError",
+    "TaskCanceledError",
+    "TaskError",
+    "TaskExecutionError",
+    "TaskNotFoundError",
+    "TaskRoutingError",
+    "TaskStateError",
+    "TaskTimeoutError",
+    "WorkerPoolError",
+]
+
+
+class Severity(enum.IntEnum):
+    """How bad an error is; the values are the levels of :mod:`logging`."""
+
+    INFO = logging.INFO
+    WARNING = logging.WARNING
+    ERROR = logging.ERROR
+    CRITICAL = logging.CRITICAL
+
+
+class CoreError(Exception):
+    """Base of every error of agentcore.
+
+    Args:
+        message: what happened, for a developer: subject, rule, value, remedy.
+        details: the values behind the message, by name. Copied.
+
+    Every error pickles. A detail that does not pickle arrives on the other side as its ``repr``.
+    """
+
+    code: ClassVar[str] = "core_error"
+    """Stable, machine readable name of the class of error."""
+    severity: ClassVar[Severity] = Severity.ERROR
+    """The level that :meth:`log` uses."""
+    safe_text: ClassVar[str] = "An internal error occurred."
+    """What :meth:`safe_message` says: fixed for each class, free of values."""
+
+    details: dict[str, Any]
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.details = dict(details) if details else {}
+
+    @property
+    def message(self) -> str:
+        """What happened, for a developer."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        # Not left to the bases: OSError (of TimeoutError) and ExceptionGroup each have a format of their own.
+        return self.message
+
+    def safe_message(self) -> str:
+        """Return a text for people who must not see internals: the same for every error of a class, never a detail."""
+        return self.safe_text
+
+    def log(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+        """Log this error with its traceback at its own severity.
+
+        Args:
+            logger: where to. The record has ``error_code`` and ``error_details`` as extra attributes.
+        """
+        logger.log(
+            self.severity,
+            "%s",
+            self.message,
+            exc_info=self,
+            extra={"error_code": self.code, "error_details": self.details},
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._pickled_args(), _picklable(self.__dict__))
+
+    def _pickled_args(self) -> tuple[Any, ...]:
+        return (self.message,)
+
+
+def _rebuild(cls: type[CoreError], args: tuple[Any, ...], state: dict[str, Any]) -> CoreError:
+    # A subclass of a user may have a constructor of its own; its state is restored without calling it.
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def _picklable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values, each that does not pickle replaced by its ``repr``; nested mappings are gone through."""
+    import pickle  # noqa: PLC0415 - most programs never pickle an error
+
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            pickle.dumps(value)
+        except Exception:  # noqa: BLE001 - anything may be raised by a foreign __reduce__
+            result[name] = _picklable(value) if isinstance(value, dict) else repr(value)
+        else:
+            result[name] = value
+    return result
+
+
+class TaskError(CoreError):
+    """Base of the errors of tasks."""
+
+    code = "task_error"
+    safe_text = "The task could not be processed."
+
+
+class TaskStateError(TaskError, ValueError):
+    """A transition that the task's state does not allow. Nothing has changed.
+
+    Details: ``task_id``, ``state``, ``transition``, ``allowed`` (the transitions that the state does allow).
+    """
+
+    code = "task_state"
+    safe_text = "The task is not in a state that allows this."
+
+
+class TaskTimeoutError(TaskError, TimeoutError):
+    """A deadline of the task passed.
+
+    Details: ``task_id``, ``deadline`` (which one: ``timeout``, ``total``), ``timeout`` (seconds) or ``timeout_ms``.
+    """
+
+    code = "task_timeout"
+    safe_text = "The task took too long."
+
+
+class TaskCanceledError(TaskError):
+    """Raised to who waits for a task that was cancelled. The waiter itself is not cancelled.
+
+    Details: ``task_id``, ``type``, ``reason``.
+    """
+
+    code = "task_canceled"
+    severity = Severity.WARNING
+    safe_text = "The task was cancelled."
+
+
+class TaskExecutionError(TaskError):
+    """Raised to who waits for a task that failed. ``__cause__`` is the original exception where there was one.
+
+    Details: ``task_id``, ``type``, ``attempt``, ``error`` (the task's error).
+    """
+
+    code = "task_execution"
+    safe_text = "The task failed."
+
+
+class TaskNotFoundError(TaskError, LookupError):
+    """No task has this id. Details: ``task_id``."""
+
+    code = "task_not_found"
+    severity = Severity.WARNING
+    safe_text = "The task does not exist."
+
+
+class TaskRoutingError(TaskError, ValueError):
+    """No handler and no agent is registered for a type of task. Details: ``type``, ``known``."""
+
+    code = "task_routing"
+    safe_text = "There is nothing that could process this task."
+
+
+class AgentError(CoreError):
+    """Base of the errors of agents."""
+
+    code = "agent_error"
+    safe_text = "An agent could not do its work."
+
+
+class AgentInitializationError(AgentError):
+    """``initialize`` returned False, raised (then ``__cause__`` is that) or outlived the timeout. Details: ``agent``."""
+
+    code = "agent_initialization"
+    safe_text = "An agent could not be started."
+
+
+class AgentTimeoutError(AgentError, TimeoutError):
+    """An execution or a termination outlived its deadline.
+
+    Details: ``agent``, ``deadline`` (which one: ``agent``, ``timeout``, ``total``, ``terminate``), ``timeout`` (seconds).
+    """
+
+    code = "agent_timeout"
+    safe_text = "An agent took too long."
+
+
+class AgentResultError(AgentError, TypeError):
+    """``process`` or ``handle_error`` returned something else than an AgentResult. Details: ``agent``, ``method``, ``type``."""
+
+    code = "agent_result"
+    safe_text = "An agent gave a result that cannot be used."
+
+
+class AgentExecutionError(AgentError):
+    """``handle_error`` failed while it handled another error. Details: ``agent``.
+
+    Args:
+        message: as for :class:`CoreError`.
+        details: as for :class:`CoreError`.
+        errors: the error that was to be handled, and the one that ``handle_error`` raised. The latter is ``__cause__`` too.
+    """
+
+    code = "agent_execution"
+    safe_text = "An agent failed, and so did its error handling."
+
+    errors: tuple[BaseException, ...]
+
+    def __init__(
+        self,
+        message: str,
+        details: Mapping[str, Any] | None = None,
+        *,
+        errors: Sequence[BaseException] = (),
+    ) -> None:
+        super().__init__(message, details)
+        self.errors = tuple(errors)
+
+
+class AgentTerminatedError(AgentError):
+    """The agent has been terminated, or was while it executed. Details: ``agent``."""
+
+    code = "agent_terminated"
+    safe_text = "An agent is no longer available."
+
+
+class AgentCrashedError(AgentError, ExceptionGroup[Exception]):
+    """What failed in the background of a runtime and reached nobody; raised when the runtime is left.
+
+    The leaves are the failures themselves, so ``except*`` finds them. If the block inside the runtime failed too,
+    its exception is one of the leaves.
+    """
+
+    code = "agent_crashed"
+    severity = Severity.CRITICAL
+    safe_text = "A part of the system failed in the background."
+
+    def __new__(cls, message: str, exceptions: Sequence[Exception], *args: Any, **kwargs: Any) -> Self:
+        """Make the group; ``details`` belongs to ``__init__``."""
+        return super().__new__(cls, message, exceptions)
+
+    def __init__(
+        self, message: str, exceptions: Sequence[Exception], details: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, details)
+
+    def derive(self, excs: Sequence[Exception], /) -> AgentCrashedError:  # type: ignore[override]
+        """Return a group of the same kind around some of the leaves (for ``split`` and ``except*``)."""
+        return type(self)(self.message, excs, self.details)
+
+    def _pickled_args(self) -> tuple[Any, ...]:
+        return self.message, list(self.exceptions)
+
+
+class CircuitBreakerError(CoreError):
+    """Base of the errors of circuit breakers."""
+
+    code = "circuit_breaker"
+    severity = Severity.WARNING
+    safe_text = "A service is not available at the moment."
+
+
+class WorkerPoolError(CoreError):
+    """Base of the errors of worker pools."""
+
+    code = "worker_pool"
+    safe_text = "A background job could not be processed."
+
+
+class RegistryError(CoreError):
+    """Base of the errors of registries."""
+
+    code = "registry"
+    safe_text = "A component is not available."
+
+
+class StoreError(CoreError):
+    """Base of the errors of task stores."""
+
+    code = "store"
+    safe_text = "The state of a task could not be stored or read."
+
+
+class ConfigurationError(CoreError, ValueError):
+    """A setting or an argument that cannot be used. Details: its name and the value."""
+
+    code = "configuration"
+    safe_text = "The system is not configured correctly."
+
+
+class RuntimeClosedError(CoreError, RuntimeError):
+    """The runtime does not accept work (any more, or yet). Details: ``state``."""
+
+    code = "runtime_closed"
+    severity = Severity.WARNING
+    safe_text = "The system is shutting down."

@@ -1,0 +1,106 @@
+"""An agent that does what a test tells it to do, and the steps to tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from agentcore import AgentCapability, AgentConfig, AgentContext, AgentResult, AgentState, BaseAgent
+
+OK = AgentResult.success_result({"ok": True})
+SORRY = AgentResult.error_result({"sorry": True})
+
+Step = Callable[..., Awaitable[Any]]
+
+
+class MockAgent(BaseAgent):
+    """Notes each call with the state it sees, then does what the test has told it to do."""
+
+    on_initialize: Step | None = None
+    on_process: Step | None = None
+    on_error: Step | None = None
+
+    def __init__(self, config: AgentConfig) -> None:
+        super().__init__(config)
+        self.calls: list[str] = []
+        self.states: list[AgentState] = []
+        self.errors: list[Exception] = []
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        self.states.append(self.state)
+
+    async def initialize(self) -> bool:
+        self._note("initialize")
+        return await self.on_initialize() if self.on_initialize else True
+
+    async def process(self, context: AgentContext) -> AgentResult:
+        self._note("process")
+        return await self.on_process(context) if self.on_process else OK
+
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+        self._note("handle_error")
+        self.errors.append(error)
+        return await self.on_error(error) if self.on_error else SORRY
+
+
+def returning(value: object) -> Step:
+    """Make a step that returns `value`."""
+
+    async def step(*args: object) -> object:
+        return value
+
+    return step
+
+
+def raising(error: BaseException) -> Step:
+    """Make a step that raises `error`."""
+
+    async def step(*args: object) -> None:
+        raise error
+
+    return step
+
+
+async def hanging(*args: object) -> None:
+    """Never end."""
+    await anyio.sleep_forever()
+
+
+class Gate:
+    """A step that counts who is inside and lets nobody out before it is opened."""
+
+    def __init__(self) -> None:
+        self.inside = self.peak = 0
+        self.opened = anyio.Event()
+        self.entered = anyio.Event()
+
+    async def __call__(self, context: AgentContext) -> AgentResult:
+        self.inside += 1
+        self.peak = max(self.peak, self.inside)
+        self.entered.set()
+        try:
+            await self.opened.wait()
+        finally:
+            self.inside -= 1
+        return AgentResult.success_result(dict(context.parameters))
+
+
+async def settled() -> None:
+    """Let every task that can go on do so, several times over."""
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+
+
+def configuration(**changes: Any) -> AgentConfig:
+    """Configure an agent as most tests want it, with these changes."""
+    settings: dict[str, Any] = {
+        "name": "mock",
+        "agent_type": "testing",
+        "capabilities": {AgentCapability.REASONING, AgentCapability.MEMORY},
+        "timeout": 30.0,
+    }
+    return AgentConfig(**(settings | changes))
