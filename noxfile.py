@@ -23,6 +23,8 @@ nox.options.download_python = "never"
 # A version that is not on this machine is skipped with a message, on CI as well.
 nox.options.error_on_missing_interpreters = False
 os.environ["UV_PYTHON_DOWNLOADS"] = "never"
+# As pip does: trust what this machine trusts, a company's own proxy for instance.
+os.environ.setdefault("UV_SYSTEM_CERTS", "1")
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -214,10 +216,11 @@ def use(session: nox.Session, built: Path, folder: Path) -> None:
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
     python, command = str(scripts / "python"), str(scripts / "agentcore")
     with session.chdir(folder):
-        for requirement in (str(built), f"{built}[cli,trio]"):
+        for requirement, backend in ((built, "asyncio"), (f"{built}[cli,trio]", "trio")):
             session.run(python, "-m", "pip", "install", "-q", requirement, external=True)
             session.run(python, "-c", "import agentcore", external=True)
-            session.run(command, "--help", external=True, silent=True)
+            job = ["run", f"{ROOT / 'examples/triage.py'}:workflow", "--input", ROOT / "examples"]
+            session.run(command, *job, "--backend", backend, external=True, silent=True)
         session.run(python, "-m", "pip", "check", external=True)
 
 

@@ -14,6 +14,7 @@ CoreError
 │   ├── AgentResultError          (also TypeError)      ``process`` returned something else than an AgentResult
 │   ├── AgentExecutionError                             ``handle_error`` failed as well; carries both errors
 │   ├── AgentTerminatedError                            the agent has been terminated
+│   ├── AgentDeadlockError                              agents wait for each other in a circle
 │   └── AgentCrashedError         (also ExceptionGroup) failures of the background, raised when the runtime is left
 ├── CircuitBreakerError
 ├── WorkerPoolError
@@ -34,6 +35,7 @@ from typing import Any, ClassVar, Self
 
 __all__ = [
     "AgentCrashedError",
+    "AgentDeadlockError",
     "AgentError",
     "AgentExecutionError",
     "AgentInitializationError",
@@ -271,6 +273,13 @@ class AgentTerminatedError(AgentError):
 
     code = "agent_terminated"
     safe_text = "An agent is no longer available."
+
+
+class AgentDeadlockError(AgentError):
+    """An execution would wait for an agent that waits for it. Details: ``agents``, the names along the circle."""
+
+    code = "agent_deadlock"
+    safe_text = "Agents wait for each other."
 
 
 class AgentCrashedError(AgentError, ExceptionGroup[Exception]):

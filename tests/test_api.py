@@ -70,7 +70,7 @@ def class_members(cls: type) -> Iterator[str]:
     if issubclass(cls, enum.Enum):
         yield from (f"{item.name} = {item.value!r}" for item in cls)
     else:
-        yield f"{signature(cls)}"
+        yield f"__init__{signature(cls)}"
     seen = set()
     for owner in cls.__mro__:
         private_base = owner.__module__.startswith("agentcore") and owner.__name__[0] == "_"

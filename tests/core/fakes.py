@@ -1,4 +1,4 @@
-"""An agent that does what a test tells it to do, and the steps to tell it."""
+"""An agent that does what a test tells it to do, the steps to tell it, and tasks in any state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from agentcore import AgentCapability, AgentConfig, AgentContext, AgentResult, AgentState, BaseAgent
+from agentcore import (
+    AgentCapability,
+    AgentConfig,
+    AgentContext,
+    AgentResult,
+    AgentState,
+    BaseAgent,
+    BaseTask,
+    TaskState,
+)
 
 OK = AgentResult.success_result({"ok": True})
 SORRY = AgentResult.error_result({"sorry": True})
@@ -89,6 +98,14 @@ class Gate:
         return AgentResult.success_result(dict(context.parameters))
 
 
+async def noting(outcomes: list[Any], function: Step, *args: Any) -> None:
+    """Call a function and append what it returns or raises."""
+    try:
+        outcomes.append(await function(*args))
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        outcomes.append(error)
+
+
 async def settled() -> None:
     """Let every task that can go on do so, several times over."""
     for _ in range(20):
@@ -104,3 +121,17 @@ def configuration(**changes: Any) -> AgentConfig:
         "timeout": 30.0,
     }
     return AgentConfig(**(settings | changes))
+
+
+def task_in(state: TaskState) -> BaseTask:
+    """Make a task and take it to a state."""
+    task = BaseTask.create("work", {"size": 1})
+    if state is not TaskState.PENDING:
+        task.start()
+    if state is TaskState.COMPLETED:
+        task.complete({"done": 1})
+    elif state is TaskState.FAILED:
+        task.fail({"why": "broken"})
+    elif state is TaskState.CANCELED:
+        task.cancel("not needed")
+    return task

@@ -21,7 +21,7 @@ from agentcore import (
     BaseAgent,
     ConfigurationError,
 )
-from tests.core.fakes import OK, Gate, MockAgent, Step, configuration, hanging, raising, returning, settled
+from tests.core.fakes import OK, SORRY, Gate, MockAgent, configuration, hanging, noting, raising, returning, settled
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ async def test_something_else_than_a_result_from_handle_error(mock_agent: MockAg
 
 
 @pytest.mark.anyio
-async def test_handle_error_has_the_deadline_too(agent_config: AgentConfig) -> None:
+async def test_handle_error_has_the_deadline_too() -> None:
     """A `handle_error` that hangs cannot hold up the execution for ever."""
-    agent = MockAgent(attrs.evolve(agent_config, timeout=0.01))
+    agent = MockAgent(configuration(timeout=0.01))
     agent.on_process, agent.on_error = raising(ValueError("bad")), hanging
     with pytest.raises(AgentExecutionError) as caught:
         await agent.execute(AgentContext())
@@ -78,17 +78,46 @@ async def test_handle_error_has_the_deadline_too(agent_config: AgentConfig) -> N
 
 
 @pytest.mark.anyio
-async def test_cancelled_while_initializing(mock_agent: MockAgent) -> None:
-    """A cancelled initialisation counts as none, and the next execution starts afresh."""
-    mock_agent.on_initialize = hanging
-    run = asyncio.create_task(mock_agent.execute(AgentContext()))
-    await settled()
-    run.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await run
-    mock_agent.on_initialize = None
+@pytest.mark.parametrize("step", ["on_initialize", "on_process", "on_error"])
+async def test_cancelled_at_each_step(mock_agent: MockAgent, step: str) -> None:
+    """Cancellation passes through every step, is handled by nobody, and the agent works again."""
+    reached = anyio.Event()
+
+    async def stuck(*args: object) -> None:
+        reached.set()
+        await anyio.sleep_forever()
+
+    mock_agent.on_process = raising(ValueError("bad"))
+    setattr(mock_agent, step, stuck)
+    async with anyio.create_task_group() as group:
+        group.start_soon(mock_agent.execute, AgentContext())
+        await reached.wait()
+        group.cancel_scope.cancel()
+    assert (len(mock_agent.errors), mock_agent.is_busy) == (int(step == "on_error"), False)
+    assert mock_agent.metrics.cancellations == 1
+    mock_agent.on_initialize = mock_agent.on_process = mock_agent.on_error = None
     assert (await mock_agent.execute(AgentContext())).success is True
-    assert mock_agent.calls == ["initialize", "initialize", "process"]
+    assert mock_agent.is_idle is True
+
+
+@pytest.mark.anyio
+async def test_initializer_gives_up_while_others_wait() -> None:
+    """When the execution that initialises is cancelled, another one that waits for it takes over."""
+    agent = MockAgent(configuration(max_concurrency=None))
+    agent.on_initialize = hanging
+    outcomes: list[Any] = []
+    async with anyio.create_task_group() as group:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(noting, outcomes, agent.execute, AgentContext())
+                await settled()
+                group.start_soon(noting, outcomes, agent.execute, AgentContext())
+                await settled()
+                assert agent.calls == ["initialize"]
+                agent.on_initialize = None
+                scope.cancel()
+    assert outcomes == [OK]
+    assert agent.calls == ["initialize", "initialize", "process"]
 
 
 @pytest.mark.anyio
@@ -108,67 +137,149 @@ async def test_exit_like_exceptions_fly_through(mock_agent: MockAgent) -> None:
 async def test_cancelled_in_the_line(mock_agent: MockAgent) -> None:
     """Who gives up while waiting for a slot takes none with them."""
     mock_agent.on_process = gate = Gate()
-    first, second, third = (
-        asyncio.create_task(mock_agent.execute(AgentContext(parameters={"number": number}))) for number in range(3)
-    )
-    await settled()
-    second.cancel()
-    await settled()
-    gate.opened.set()
-    assert ((await first).output, (await third).output) == ({"number": 0}, {"number": 2})
-    assert (second.cancelled(), gate.peak, mock_agent.is_idle) == (True, 1, True)
+    outcomes: list[Any] = []
+    contexts = [AgentContext(parameters={"number": number}) for number in range(3)]
+    async with anyio.create_task_group() as group:
+        group.start_soon(noting, outcomes, mock_agent.execute, contexts[0])
+        await gate.entered.wait()
+        async with anyio.create_task_group() as impatient:
+            impatient.start_soon(noting, outcomes, mock_agent.execute, contexts[1])
+            await settled()
+            group.start_soon(noting, outcomes, mock_agent.execute, contexts[2])
+            await settled()
+            impatient.cancel_scope.cancel()
+        gate.opened.set()
+    assert [outcome.output for outcome in outcomes] == [{"number": 0}, {"number": 2}]
+    assert (gate.peak, mock_agent.is_idle) == (1, True)
 
 
 @pytest.mark.anyio
-async def test_terminate_ends_what_runs(agent_config: AgentConfig) -> None:
+async def test_slots_go_in_order_of_arrival(mock_agent: MockAgent) -> None:
+    """Who has waited longest is served first."""
+    served: list[int] = []
+
+    async def serve(context: AgentContext) -> AgentResult:
+        served.append(context.parameters["number"])
+        await anyio.lowlevel.checkpoint()
+        return OK
+
+    mock_agent.on_process = serve
+    async with anyio.create_task_group() as group:
+        for number in range(8):
+            group.start_soon(mock_agent.execute, AgentContext(parameters={"number": number}))
+            await anyio.lowlevel.checkpoint()
+    assert sorted(served) == list(range(8))
+    assert served[1:] == sorted(served[1:])
+
+
+@pytest.mark.anyio
+async def test_timeout_of_a_nested_agent_is_not_the_outer_ones() -> None:
+    """Each execution is cut by its own deadline, however they are nested."""
+    inner, outer = MockAgent(configuration(timeout=0.01)), MockAgent(configuration(name="outer"))
+    inner.on_process = hanging
+    outer.on_process = inner.execute
+    result = await outer.execute(AgentContext())
+    assert (result.error, outer.errors) == ({"sorry": True}, [])
+    assert [type(error) for error in inner.errors] == [AgentTimeoutError]
+    assert (inner.metrics.timeouts, outer.metrics.timeouts) == (1, 0)
+
+
+@pytest.mark.anyio
+async def test_no_timeout_means_none() -> None:
+    """Without a timeout the surrounding scope's deadline decides, and is not taken for the agent's."""
+    agent = MockAgent(configuration(timeout=None))
+    agent.on_process = hanging
+    with anyio.move_on_after(0.01) as scope:
+        await agent.execute(AgentContext())
+    assert (scope.cancelled_caught, agent.errors, agent.is_idle) == (True, [], True)
+
+
+@pytest.mark.anyio
+async def test_terminate_ends_what_runs() -> None:
     """No execution outlives `terminate`: neither the running one nor those in the line."""
-    agent = MockAgent(attrs.evolve(agent_config, terminate_timeout=0.01))
+    agent = MockAgent(configuration(terminate_timeout=0.01))
     agent.on_process = gate = Gate()
-    runs = [asyncio.create_task(agent.execute(AgentContext())) for _ in range(3)]
-    await gate.entered.wait()
-    await agent.terminate()
-    assert (agent.state, gate.inside) == (AgentState.TERMINATED, 0)
-    outcomes = await asyncio.gather(*runs, return_exceptions=True)
+    outcomes: list[Any] = []
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(noting, outcomes, agent.execute, AgentContext())
+        await gate.entered.wait()
+        await settled()
+        await agent.terminate()
+        assert (agent.state, gate.inside) == (AgentState.TERMINATED, 0)
     assert [type(outcome) for outcome in outcomes] == [AgentTerminatedError] * 3
 
 
+class Forgetful(MockAgent):
+    """Overrides `terminate` and does not call `super()`."""
+
+    async def terminate(self) -> None:
+        self._note("terminate")
+        await settled()
+        self._note("terminated")
+
+
+class Clumsy(MockAgent):
+    """Cannot clean up."""
+
+    async def terminate(self) -> None:
+        raise OSError("cannot close")
+
+
 @pytest.mark.anyio
-async def test_terminate_without_super(agent_config: AgentConfig) -> None:
-    """A subclass that forgets `super()`, or whose hook raises, ends TERMINATED all the same."""
+async def test_terminate_without_super() -> None:
+    """A subclass that forgets `super()` ends TERMINATED all the same, having cleaned up once."""
+    agent = Forgetful(configuration())
+    async with anyio.create_task_group() as group:
+        group.start_soon(agent.terminate)
+        group.start_soon(agent.terminate)
+    await agent.terminate()
+    assert (agent.calls, agent.is_terminated) == (["terminate", "terminated"], True)
+    with pytest.raises(AgentTerminatedError):
+        await agent.execute(AgentContext())
 
-    class Forgetful(MockAgent):
-        async def terminate() -> None:
-            self.calls.append("cleaned up")
 
-    class Clumsy(MockAgent):
-        async def terminate() -> None:
-            raise OSError("cannot close")
-
-    forgetful, clumsy = Forgetful(agent_config), Clumsy(agent_config)
-    await forgetful.terminate()
+@pytest.mark.anyio
+async def test_terminate_that_raises() -> None:
+    """An agent whose clean-up raises is TERMINATED, and the error is not lost."""
+    agent = Clumsy(configuration())
     with pytest.raises(OSError, match="cannot close"):
-        await clumsy.terminate()
-    assert (forgetful.calls, forgetful.is_terminated) == (["cleaned up"], True)
-    assert clumsy.is_terminated is True
+        await agent.terminate()
+    assert agent.is_terminated is True
+    await agent.terminate()
 
 
 @pytest.mark.anyio
-async def test_terminate_is_shielded(agent_config: AgentConfig) -> None:
+async def test_terminate_that_hangs() -> None:
+    """A clean-up that hangs is cut at its time limit, and the agent is TERMINATED."""
+
+    class Stuck(MockAgent):
+        async def terminate(self) -> None:
+            await anyio.sleep_forever()
+
+    agent = Stuck(configuration(terminate_timeout=0.01))
+    with pytest.raises(AgentTimeoutError, match="mock"):
+        await agent.terminate()
+    assert agent.is_terminated is True
+
+
+@pytest.mark.anyio
+async def test_terminate_is_shielded() -> None:
     """A clean-up that waits runs to its end although its caller is cancelled."""
-    steps: list[str] = []
+    agent = Forgetful(configuration())
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await agent.terminate()
+    assert (agent.calls, agent.is_terminated) == (["terminate", "terminated"], True)
 
-    class Careful(MockAgent):
-        async def terminate() -> None:
-            steps.append("begun")
-            await settled()
-            steps.append("done")
 
-    agent = Careful(agent_config)
-    run = asyncio.create_task(agent.terminate())
-    await asyncio.sleep(0)
-    run.cancel()
-    await asyncio.gather(run, return_exceptions=True)
-    assert (steps, agent.is_terminated) == (["begun", "done"], True)
+@pytest.mark.anyio
+async def test_block_error_and_clean_up_error_both_arrive() -> None:
+    """An error of the block and one of the clean-up after it: neither hides the other."""
+    with pytest.raises(OSError, match="cannot close") as caught:
+        async with Clumsy(configuration()):
+            raise KeyError("block")
+    assert isinstance(caught.value.__context__, KeyError)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +317,46 @@ def test_contexts_share_nothing() -> None:
     assert (other.memory, other.parameters) == ({}, {})
 
 
-def test_unfinished_subclass(agent_config: AgentConfig) -> None:
+def test_unfinished_subclass() -> None:
     """A class without its three methods cannot be instantiated."""
 
     class Half(BaseAgent):
-        async def initialize() -> bool:
+        async def initialize(self) -> bool:
             return True
 
     with pytest.raises(TypeError, match="handle_error"):
-        Half(agent_config)  # type: ignore[abstract]
+        Half(configuration())  # type: ignore[abstract]
+
+
+@pytest.mark.anyio
+async def test_initializes_once() -> None:
+    """However many executions begin together, the agent initialises once and none starts early."""
+    agent = MockAgent(configuration(max_concurrency=None))
+    ready = anyio.Event()
+
+    async def slowly() -> bool:
+        await ready.wait()
+        return True
+
+    agent.on_initialize = slowly
+    outcomes: list[Any] = []
+    async with anyio.create_task_group() as group:
+        for _ in range(10):
+            group.start_soon(noting, outcomes, agent.execute, AgentContext())
+        await settled()
+        assert (agent.calls, agent.state) == (["initialize"], AgentState.INITIALIZING)
+        ready.set()
+    assert outcomes == [OK] * 10
+    assert agent.calls == ["initialize"] + ["process"] * 10
+
+
+@pytest.mark.anyio
+async def test_metrics() -> None:
+    """Every execution is counted once, under what became of it."""
+    agent = MockAgent(configuration(timeout=0.01))
+    for step in (returning(OK), returning(SORRY), raising(ValueError("x")), hanging):
+        agent.on_process = step
+        await agent.execute(AgentContext())
+    metrics = agent.metrics
+    assert (metrics.executions, metrics.failures, metrics.timeouts) == (4, 3, 1)
+    assert metrics.cancellations == 0

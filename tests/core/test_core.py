@@ -8,36 +8,27 @@ tests on every loop.
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from inspect import CORO_CLOSED, getcoroutinestate
-from typing import Any
 
 import attrs
 import pytest
 
 from agentcore import (
-    AgentCapability,
     AgentConfig,
     AgentContext,
     AgentExecutionError,
     AgentInitializationError,
     AgentResult,
-    AgentResultError,
     AgentState,
     AgentTerminatedError,
     AgentTimeoutError,
-    BaseAgent,
     BaseTask,
     ClassRegistry,
-    ConfigurationError,
     FunctionRegistry,
     Registry,
     RegistryError,
-    TaskError,
     TaskFactory,
     TaskPriority,
     TaskResult,
@@ -49,16 +40,23 @@ from agentcore import (
     get_function_registry,
     get_registry,
 )
+from tests.core.fakes import (
+    Gate,
+    MockAgent,
+    Step,
+    configuration,
+    hanging,
+    raising,
+    returning,
+    settled,
+    task_in,
+)
+
 
 @pytest.fixture
 def agent_config() -> AgentConfig:
     """Configure an agent as most tests want it."""
-    return AgentConfig(
-        name="mock",
-        agent_type="testing",
-        capabilities={AgentCapability.REASONING, AgentCapability.MEMORY},
-        timeout=30.0,
-    )
+    return configuration()
 
 
 @pytest.fixture
@@ -95,6 +93,7 @@ def no_global_registries() -> Iterator[None]:
 
 class TestAgent:
     """The life of an agent, its errors, its limits and its end."""
+
     @pytest.mark.asyncio
     async def test_lifecycle(self, mock_agent: MockAgent) -> None:
         """An agent is IDLE before and after its work, and TERMINATED at the end."""
@@ -118,25 +117,6 @@ class TestAgent:
             AgentState.ERROR,
         ]
         assert (mock_agent.is_idle, mock_agent.is_busy) == (True, False)
-
-    @pytest.mark.asyncio
-    async def test_initializes_once(self, agent_config: AgentConfig) -> None:
-        """However many executions begin together, the agent initialises once and none starts early."""
-        agent = MockAgent(attrs.evolve(agent_config, max_concurrency=None))
-        ready = asyncio.Event()
-
-        async def slowly() -> bool:
-            await ready.wait()
-            return True
-
-        agent.on_initialize = slowly
-        async with asyncio.TaskGroup() as group:
-            runs = [group.create_task(agent.execute(AgentContext())) for _ in range(10)]
-            await settled()
-            assert (agent.calls, agent.is_busy) == (["initialize"], True)
-            ready.set()
-        assert [run.result().success for run in runs] == [True] * 10
-        assert agent.calls == ["initialize"] + ["process"] * 10
 
     @pytest.mark.asyncio
     @pytest.mark.parametrize("step", [returning(False), raising(OSError("disk"))])
@@ -238,20 +218,288 @@ class TestAgent:
     @pytest.mark.asyncio
     async def test_context_manager(self, mock_agent: MockAgent) -> None:
         """`async with` gives the agent and terminates it, whichever way the block is left."""
-        with pytest.raises(KeyError, match="block"):
+
+        async def leave_by(error: Exception) -> None:
             async with mock_agent as agent:
                 assert agent is mock_agent
                 assert (await agent.execute(AgentContext())).success is True
-                raise KeyError("block")
+                raise error
+
+        with pytest.raises(KeyError, match="block"):
+            await leave_by(KeyError("block"))
         assert mock_agent.is_terminated is True
 
     @pytest.mark.asyncio
-    async def test_metrics(self, agent_config: AgentConfig) -> None:
-        """Every execution is counted once, under what became of it."""
-        agent = MockAgent(attrs.evolve(agent_config, timeout=0.01))
-        for step in (returning(OK), returning(SORRY), raising(ValueError("x")), hanging):
-            agent.on_process = step
-            await agent.execute(AgentContext())
-        metrics = agent.metrics
-        assert (metrics.executions, metrics.failures, metrics.timeouts) == (4, 3, 1)
-        assert metrics.cancellations == 0
+    async def test_agents_carry_out_tasks(self, agent_config: AgentConfig) -> None:
+        """Agents made from a registry take tasks through their lives side by side, whatever becomes of each."""
+        agents = ClassRegistry("agents")
+        agents.register_class("divider")(Divider)
+        tasks = [TaskFactory.create_task("divider", {"by": by}) for by in (1, 2, 0, 4)]
+
+        async def carry_out(task: BaseTask) -> TaskResult:
+            async with await agents.create_instance(task.type, agent_config) as agent:
+                task.start()
+                result = await agent.execute(AgentContext(task=task))
+                if result.success:
+                    task.complete(result.output)
+                else:
+                    task.fail(result.error)
+            return TaskResult.from_task(task)
+
+        results = await asyncio.gather(*(carry_out(task) for task in tasks))
+        assert [result.success for result in results] == [True, True, False, True]
+        assert [result.output for result in results] == [{"quotient": q} for q in (8, 4)] + [None, {"quotient": 2}]
+        assert results[2].error == {"kind": "ZeroDivisionError"}
+        assert {result.task_id for result in results} == {task.id for task in tasks}
+
+
+class Divider(MockAgent):
+    """Divides eight by the number in its task."""
+
+    async def process(self, context: AgentContext) -> AgentResult:
+        assert context.task is not None
+        await asyncio.sleep(0)
+        return AgentResult.success_result({"quotient": 8 // context.task.input["by"]})
+
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+        return AgentResult.error_result({"kind": type(error).__name__})
+
+
+TRANSITIONS: dict[str, Callable[[BaseTask], BaseTask]] = {
+    "start": BaseTask.start,
+    "complete": lambda task: task.complete({"late": 1}),
+    "fail": lambda task: task.fail({"late": 1}),
+}
+LEGAL = {
+    (TaskState.PENDING, "start"): TaskState.RUNNING,
+    (TaskState.PENDING, "fail"): TaskState.FAILED,
+    (TaskState.RUNNING, "complete"): TaskState.COMPLETED,
+    (TaskState.RUNNING, "fail"): TaskState.FAILED,
+}
+
+
+class TestTask:
+    """The states of a task, its history, its timeout and its result."""
+
+    def test_lifecycle(self) -> None:
+        """A task that runs to its end shows it in its state, its output and its history."""
+        task = BaseTask.create("work", {"size": 1})
+        assert (task.state, task.is_finished, task.duration_ms) == (TaskState.PENDING, False, None)
+        assert task.start().state == TaskState.RUNNING
+        assert task.complete({"done": 1}) is task
+        assert (task.state, task.output, task.error) == (TaskState.COMPLETED, {"done": 1}, None)
+        assert task.is_finished is True
+        assert isinstance(task.duration_ms, int)
+        assert [event["event_type"] for event in task.get_event_history()] == ["task_started", "task_completed"]
+
+    @pytest.mark.parametrize("transition", TRANSITIONS)
+    @pytest.mark.parametrize("state", TaskState)
+    def test_every_transition(self, state: TaskState, transition: str) -> None:
+        """A transition happens where it is legal; elsewhere it is an error and changes nothing at all."""
+        task = task_in(state)
+        before = task.to_dict() | {"duration_ms": None}
+        if (target := LEGAL.get((state, transition))) is not None:
+            assert TRANSITIONS[transition](task).state == target
+            return
+        with pytest.raises(TaskStateError) as caught:
+            TRANSITIONS[transition](task)
+        assert isinstance(caught.value, ValueError)
+        assert [word in str(caught.value) for word in (task.id, state.name, transition)] == [True] * 3
+        assert (caught.value.details["task_id"], caught.value.details["state"]) == (task.id, state)
+        assert task.to_dict() | {"duration_ms": None} == before
+
+    @pytest.mark.parametrize("state", TaskState)
+    def test_cancel(self, state: TaskState) -> None:
+        """An unfinished task is cancelled with the reason; a finished one stays as it is, without an error."""
+        task, finished = task_in(state), task_in(state).is_finished
+        before = (task.state, task.cancel_reason, task.get_event_history())
+        assert task.cancel("too late") is task
+        if finished:
+            assert (task.state, task.cancel_reason, task.get_event_history()) == before
+        else:
+            assert (task.state, task.cancel_reason) == (TaskState.CANCELED, "too late")
+            assert task.get_event_history()[-1]["event_type"] == "task_canceled"
+            assert task.get_event_history()[-1]["data"] == {"reason": "too late"}
+
+    def test_state_moves_by_transitions_alone(self) -> None:
+        """Nobody sets the state of a task from outside."""
+        task = BaseTask.create("work", {})
+        with pytest.raises(AttributeError):
+            task.state = TaskState.COMPLETED  # type: ignore[misc]
+        assert task.state == TaskState.PENDING
+
+    def test_checkpoints_and_history(self) -> None:
+        """Checkpoints are kept with the newest on top, and the history tells everything in order."""
+        task = BaseTask.create("work", {}).start()
+        assert task.get_latest_checkpoint() is None
+        assert task.checkpoint({"page": 1}).checkpoint({"page": 2}) is task
+        assert task.get_latest_checkpoint() == {"page": 2}
+        task.fail({"why": "broken"})
+        history = task.get_event_history()
+        assert [(event["sequence"], event["event_type"]) for event in history] == [
+            (1, "task_started"),
+            (2, "task_checkpoint"),
+            (3, "task_checkpoint"),
+            (4, "task_failed"),
+        ]
+        assert [event["at"] for event in history] == sorted(event["at"] for event in history)
+        assert history[0]["at"].tzinfo is not None
+
+    @pytest.mark.parametrize("state", TaskState)
+    @pytest.mark.asyncio
+    async def test_timeout(self, state: TaskState) -> None:
+        """`with_timeout` works in every state, changes none, and cuts what is too slow."""
+        task = task_in(state)
+        before = (task.state, task.get_event_history())
+
+        async def value() -> int:
+            await asyncio.sleep(0)
+            return 5
+
+        assert await task.with_timeout(value(), 60_000) == 5
+        with pytest.raises(TaskTimeoutError) as caught:
+            await task.with_timeout(hanging(), 5)
+        assert isinstance(caught.value, TimeoutError)
+        assert (caught.value.details["task_id"], caught.value.details["timeout_ms"]) == (task.id, 5)
+        assert (task.state, task.get_event_history()) == before
+
+    @pytest.mark.asyncio
+    async def test_timeouts_in_parallel(self) -> None:
+        """Of many coroutines at once each is cut, or not, by its own limit alone."""
+        task = BaseTask.create("work", {}, timeout_ms=60_000)
+        gate = asyncio.Event()
+
+        async def patient(number: int) -> int:
+            await gate.wait()
+            return number
+
+        runs = [asyncio.create_task(task.with_timeout(patient(number))) for number in range(10)]
+        cut = await asyncio.gather(*(task.with_timeout(hanging(), 5) for _ in range(10)), return_exceptions=True)
+        gate.set()
+        assert [type(error) for error in cut] == [TaskTimeoutError] * 10
+        assert await asyncio.gather(*runs) == list(range(10))
+
+    @pytest.mark.parametrize("state", TaskState)
+    def test_result(self, state: TaskState) -> None:
+        """A result can be taken in any state and says what the task says."""
+        task = task_in(state)
+        result = TaskResult.from_task(task)
+        assert (result.task_id, result.type, result.state) == (task.id, "work", state)
+        assert (result.output, result.error) == (task.output, task.error)
+        assert result.success is (state is TaskState.COMPLETED)
+
+    def test_factory(self) -> None:
+        """The factory makes what `create` makes, and every task has an id of its own."""
+        made = TaskFactory.create_task("work", {"size": 1}, priority=TaskPriority.LOW, trace_id="t")
+        assert (type(made), made.type, made.input) == (BaseTask, "work", {"size": 1})
+        assert (made.priority, made.trace_id) == (TaskPriority.LOW, "t")
+        assert BaseTask.create("work", {}).priority == TaskPriority.NORMAL
+        assert len({TaskFactory.create_task("work", {}).id for _ in range(1000)}) == 1000
+
+
+class TestRegistry:
+    """Names, what they stand for, and many threads that ask at once."""
+
+    def test_lifecycle(self, registry: Registry[str]) -> None:
+        """An item is registered, found, listed, replaced and removed."""
+        assert registry.register("one", "eins", language="de") == "eins"
+        registry.register("two", "zwei")
+        assert (registry.get_sync("one"), registry.has("one"), registry.size()) == ("eins", True, 2)
+        assert (registry.list_names(), registry.list_items()) == (["one", "two"], ["eins", "zwei"])
+        assert registry.list_all() == {"one": "eins", "two": "zwei"}
+        assert (registry.get_metadata("one"), registry.get_metadata("two")) == ({"language": "de"}, {})
+        registry.register("one", "uno", language="it")
+        assert (registry.get_sync("one"), registry.get_metadata("one")) == ("uno", {"language": "it"})
+        assert (registry.unregister("one"), registry.unregister("one")) == ("uno", None)
+        assert (registry.has("one"), registry.get_metadata("one"), registry.size()) == (False, None, 1)
+        registry.clear()
+        assert (registry.size(), registry.list_all(), registry.get_sync("two")) == (0, {}, None)
+
+    @pytest.mark.asyncio
+    async def test_unknown_name(self, registry: Registry[str]) -> None:
+        """A name that is not there gives None, asked for in either way."""
+        assert (await registry.get("nobody"), registry.get_sync("nobody")) == (None, None)
+        assert (registry.get_metadata("nobody"), registry.unregister("nobody")) == (None, None)
+
+    def test_threads_lose_nothing(self, registry: Registry[str]) -> None:
+        """Eight threads register, read, list and remove at once, and every item is there in the end."""
+        barrier = threading.Barrier(8)
+
+        def work(thread: int) -> int:
+            barrier.wait(30)
+            for number in range(200):
+                registry.register(f"{thread}-{number}", str(number), thread=thread)
+                assert registry.get_sync(f"{thread}-{number}") == str(number)
+                assert registry.get_metadata(f"{thread}-{number}") == {"thread": thread}
+                registry.register(f"gone-{thread}", "x")
+                assert len(registry.list_names()) == len(set(registry.list_names()))
+                assert registry.unregister(f"gone-{thread}") == "x"
+            return thread
+
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(work, range(8))) == list(range(8))
+        assert set(registry.list_names()) == {f"{t}-{n}" for t in range(8) for n in range(200)}
+
+    @pytest.mark.asyncio
+    async def test_functions(self, function_registry: FunctionRegistry) -> None:
+        """A function is registered under its own name or another, and stays what it was."""
+
+        @function_registry.register_function()
+        def double(number: int) -> int:
+            """Give the number twice."""
+            return 2 * number
+
+        @function_registry.register_function("later", group="slow")
+        async def triple(number: int) -> int:
+            return 3 * number
+
+        assert await function_registry.get("double") is double
+        assert (double(4), await triple(4)) == (8, 12)
+        assert function_registry.list_names() == ["double", "later"]
+        assert (function_registry.get_metadata("later") or {})["group"] == "slow"
+
+    @pytest.mark.asyncio
+    async def test_classes(self, class_registry: ClassRegistry) -> None:
+        """A class is registered, stays what it was, and is instantiated by name with any arguments."""
+
+        @class_registry.register_class("point", dimensions=2)
+        class Point:
+            def __init__(self, x: int, *, name: str = "") -> None:
+                if x < 0:
+                    raise ValueError("x is negative")
+                self.x, self.name = x, name
+
+        assert class_registry.get_sync("point") is Point
+        point = await class_registry.create_instance("point", 3, name="centre")
+        assert (type(point), point.x, point.name) == (Point, 3, "centre")
+        assert await class_registry.create_instance("point", 3) is not point
+        with pytest.raises(ValueError, match="x is negative"):
+            await class_registry.create_instance("point", -1)
+        with pytest.raises(RegistryError, match="circle"):
+            await class_registry.create_instance("circle")
+
+    def test_decorator(self, registry: Registry[str]) -> None:
+        """The decorator registers under the name of what it decorates or the given one, and returns it."""
+        anything = Registry[object]("anything")
+
+        @anything.decorator()
+        def first() -> None: ...
+
+        @anything.decorator("renamed", kind="class")
+        class Second: ...
+
+        assert anything.list_all() == {"first": first, "renamed": Second}
+        assert anything.get_metadata("renamed") == {"kind": "class"}
+        with pytest.raises(RegistryError, match="name"):
+            registry.decorator()("a string has no name of its own")
+
+    @pytest.mark.usefixtures("no_global_registries")
+    def test_process_wide_registries(self) -> None:
+        """A name finds the same registry everywhere, and cannot be two kinds at once."""
+        plain, functions, classes = get_registry("p"), get_function_registry("f"), get_class_registry("c")
+        assert [type(found) for found in (plain, functions, classes)] == [Registry, FunctionRegistry, ClassRegistry]
+        assert (get_registry("p"), get_function_registry("f"), get_class_registry("c")) == (plain, functions, classes)
+        assert get_registry("q") is not plain
+        for other in (get_function_registry, get_class_registry):
+            with pytest.raises(RegistryError, match="p"):
+                other("p")

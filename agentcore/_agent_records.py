@@ -1,0 +1,274 @@
+"""What agents are made of and what passes through them: configuration, context, result, metrics."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, final
+
+import anyio
+import attrs
+
+from agentcore._handle import TaskHandle
+from agentcore._tasks import BaseTask
+from agentcore.abc import TaskRunner
+from agentcore.errors import AgentError, ConfigurationError
+
+HISTOGRAM_BOUNDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Upper bounds, in seconds, of the buckets that durations are counted in; one more bucket holds what is longer."""
+
+
+class AgentCapability(enum.StrEnum):
+    """What an agent is able to do. Configurations also take plain strings of one's own."""
+
+    PLANNING = "planning"
+    EXECUTION = "execution"
+    REASONING = "reasoning"
+    TOOL_USE = "tool_use"
+    MEMORY = "memory"
+    LEARNING = "learning"
+    COMMUNICATION = "communication"
+    RETRIEVAL = "retrieval"
+    PERCEPTION = "perception"
+    EVALUATION = "evaluation"
+
+
+def _unusable(name: str, value: object, rule: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(f"{name} of an agent must be {rule}: got {value!r}; {remedy}", {"name": name, "value": value})
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Accept None and finite numbers of seconds, 0 or more.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise _unusable(name, value, "a number of seconds, 0 or more", "use None for no limit")
+
+
+def to_capabilities(values: object) -> frozenset[AgentCapability | str]:
+    """Return capabilities as a set, names and values of known ones as members of `AgentCapability`.
+
+    Raises:
+        ConfigurationError: there is something else than strings in it, or it is a single string.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise _unusable("capabilities", values, "a collection", f"write {{{values!r}}}")
+    found: set[AgentCapability | str] = set()
+    for value in values:
+        if not isinstance(value, str) or not value:
+            raise _unusable("a capability", value, "a member of AgentCapability or a string of your own", "name what it can do")
+        found.add(AgentCapability(value.lower()) if value.lower() in AgentCapability else value)
+    return frozenset(found)
+
+
+def _check_name(_: object, field: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise _unusable(field.name, value, "a string that is not empty", "give it one")
+
+
+def _check_timeout(_: object, field: attrs.Attribute[float | None], value: object) -> None:
+    check_seconds(field.name, value)
+
+
+def _check_terminate_timeout(_: object, field: attrs.Attribute[float], value: object) -> None:
+    if value is None:
+        raise _unusable(field.name, value, "a number of seconds, 0 or more", "termination always has a limit")
+    check_seconds(field.name, value)
+
+
+def _check_max_concurrency(_: object, field: attrs.Attribute[int | None], value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise _unusable(field.name, value, "a whole number, 1 or more", "use None for no limit")
+
+
+@final
+@attrs.frozen
+class AgentConfig:
+    """How an agent behaves.
+
+    Args:
+        name: what it is called, in messages and metrics.
+        agent_type: what kind of agent it is.
+        capabilities: what it is able to do.
+        timeout: seconds that one execution may take, and `initialize` and `handle_error` each; None for no limit.
+        max_concurrency: executions at a time, further ones wait in order; None for no limit.
+        terminate_timeout: seconds that `terminate` lets executions end by themselves, then waits for cancelled ones,
+            then gives the agent's own clean-up: three times this at most.
+        metadata: anything else.
+
+    Raises:
+        ConfigurationError: a value is not usable.
+    """
+
+    name: str = attrs.field(validator=_check_name)
+    agent_type: str = attrs.field(validator=_check_name)
+    capabilities: frozenset[AgentCapability | str] = attrs.field(default=(), converter=to_capabilities)
+    timeout: float | None = attrs.field(default=None, validator=_check_timeout)
+    max_concurrency: int | None = attrs.field(default=1, validator=_check_max_concurrency)
+    terminate_timeout: float = attrs.field(default=5.0, validator=_check_terminate_timeout)
+    metadata: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@final
+@attrs.frozen
+class Limit:
+    """A deadline from outside of the agent.
+
+    Attributes:
+        at: when, on the clock of the event loop.
+        which: its name, for the error.
+        seconds: how long it was when it was set.
+    """
+
+    at: float
+    which: str
+    seconds: float
+
+
+@attrs.define(eq=False)
+class AgentContext:
+    """What an execution works on, and its way to the rest of the system.
+
+    Args:
+        task: the task that is executed, if there is one.
+        memory: what agents leave for each other.
+        parameters: what the caller wants of this execution.
+        metadata: anything else.
+    """
+
+    task: BaseTask | None = None
+    memory: dict[str, Any] = attrs.field(factory=dict)
+    parameters: dict[str, Any] = attrs.field(factory=dict)
+    metadata: dict[str, Any] = attrs.field(factory=dict)
+    _runner: TaskRunner | None = attrs.field(default=None, repr=False)
+    _limit: Limit | None = attrs.field(default=None, repr=False)
+
+    @property
+    def deadline(self) -> float:
+        """When this is going to be cancelled, on the clock of the event loop; infinite if never, as things stand."""
+        return anyio.current_effective_deadline()
+
+    async def run(self, task: BaseTask | str, input: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:  # noqa: A002 - the field's name
+        """Run a child of this task here and now and return its output; as `AgentRuntime.run`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        return await self._in_runtime("run").run(task, input, **self._as_child(options))
+
+    async def submit(self, task: BaseTask | str, input: Mapping[str, Any] | None = None, **options: Any) -> TaskHandle:  # noqa: A002 - the field's name
+        """Hand a child of this task to the runtime, which owns it from then on; as `AgentRuntime.submit`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        return await self._in_runtime("submit").submit(task, input, **self._as_child(options))
+
+    def checkpoint(self, data: Mapping[str, Any]) -> None:
+        """Save progress of the task.
+
+        Raises:
+            AgentError: there is no task.
+            TaskStateError: the task has ended.
+        """
+        if self.task is None:
+            raise AgentError("checkpoint of an AgentContext needs a task: got None; pass AgentContext(task=...)")
+        self.task.checkpoint(data)
+
+    def _in_runtime(self, method: str) -> TaskRunner:
+        if self._runner is None:
+            raise AgentError(
+                f"{method} of an AgentContext works inside a runtime only: got a context that was made by hand; "
+                "have AgentRuntime.run or submit execute the agent"
+            )
+        return self._runner
+
+    def _as_child(self, options: dict[str, Any]) -> dict[str, Any]:
+        if self.task is None:
+            return options
+        return {"parent_id": self.task.id, "trace_id": self.task.trace_id, **options}
+
+
+@final
+@attrs.define
+class AgentResult:
+    """How an execution ended.
+
+    Args:
+        success: whether it did what it should.
+        output: what it gave.
+        error: what went wrong.
+        execution_time: seconds it took, as the agent says.
+        metadata: anything else.
+
+    Attributes:
+        cause: the exception that `BaseAgent.handle_error` turned into this result; None if there was none.
+    """
+
+    success: bool
+    output: Any = None
+    error: Any = None
+    execution_time: float = 0.0
+    metadata: dict[str, Any] = attrs.field(factory=dict)
+    cause: BaseException | None = attrs.field(default=None, init=False, eq=False, repr=False)
+
+    @classmethod
+    def success_result(
+        cls, output: Any = None, execution_time: float = 0.0, metadata: Mapping[str, Any] | None = None
+    ) -> AgentResult:
+        """Make a result of an execution that succeeded.
+
+        Args:
+            output: what it gave, usually a dictionary.
+            execution_time: seconds it took.
+            metadata: anything else.
+        """
+        return cls(True, output, None, execution_time, dict(metadata) if metadata else {})
+
+    @classmethod
+    def error_result(
+        cls, error: Any, execution_time: float = 0.0, metadata: Mapping[str, Any] | None = None
+    ) -> AgentResult:
+        """Make a result of an execution that failed.
+
+        Args:
+            error: what went wrong, usually a dictionary.
+            execution_time: seconds it took.
+            metadata: anything else.
+        """
+        return cls(False, None, error, execution_time, dict(metadata) if metadata else {})
+
+
+@final
+@attrs.frozen(kw_only=True)
+class AgentMetrics:
+    """What an agent has done so far.
+
+    Attributes:
+        executions: executions that have begun.
+        failures: those that raised or gave a result with success False, timeouts included.
+        timeouts: those that were cut by a deadline.
+        cancellations: those that were cancelled from outside.
+        total_duration: seconds of all executions that have ended.
+        last_duration: seconds of the one that ended last; None before that.
+        histogram: how many executions ended within each of ``histogram_bounds``, and in the last place the longer ones.
+        histogram_bounds: seconds.
+        waiting: executions that wait for their turn now.
+        running: executions that run now.
+    """
+
+    executions: int
+    failures: int
+    timeouts: int
+    cancellations: int
+    total_duration: float
+    last_duration: float | None
+    histogram: tuple[int, ...]
+    histogram_bounds: tuple[float, ...] = HISTOGRAM_BOUNDS
+    waiting: int
+    running: int

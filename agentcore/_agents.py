@@ -1,0 +1,484 @@
+"""Agents: a life, a timeout, a way to handle errors, and metrics, around a coroutine that does the work.
+
+`BaseAgent.execute` works anywhere, with a runtime or without. It runs `process` inline in the caller's task, so
+cancellation, deadlines, context variables and tracebacks are the caller's. Each outcome is decided as the table of
+outcomes in ARCHITECTURE.md says.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar
+
+import anyio
+
+from agentcore._agent_records import (
+    HISTOGRAM_BOUNDS,
+    AgentConfig,
+    AgentContext,
+    AgentMetrics,
+    AgentResult,
+    Limit,
+)
+from agentcore._context import current_execution
+from agentcore._interop import sources
+from agentcore._rules.admission import Slots
+from agentcore._rules.agent_states import AgentLife, AgentState
+from agentcore.errors import (
+    AgentDeadlockError,
+    AgentExecutionError,
+    AgentInitializationError,
+    AgentResultError,
+    AgentTerminatedError,
+    AgentTimeoutError,
+    ConfigurationError,
+)
+
+T = TypeVar("T")
+
+_Hook: TypeAlias = Callable[[Any], Awaitable[None]]
+
+
+class Execution:
+    """One execution of an agent while it runs: a link of the chain that a deadlock is looked for in."""
+
+    __slots__ = ("agent", "around", "ended", "scope")
+
+    def __init__(self, agent: BaseAgent, around: object) -> None:
+        self.agent = agent
+        self.around = around
+        self.scope: anyio.CancelScope | None = None
+        # A task that was started in here may outlive the execution and still have it in its context.
+        self.ended = False
+
+
+class BaseAgent(abc.ABC):
+    """Base of all agents: implement `initialize`, `process` and `handle_error`, and `terminate` to clean up.
+
+    Used as an asynchronous context manager, an agent is initialised on entering and terminated on leaving.
+
+    Args:
+        config: how the agent behaves.
+
+    Raises:
+        ConfigurationError: `config` is no AgentConfig.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        if not isinstance(config, AgentConfig):
+            raise ConfigurationError(
+                f"config of {type(self).__qualname__} must be an AgentConfig: got {config!r}; "
+                "write AgentConfig(name=..., agent_type=...)",
+                {"name": "config", "value": config},
+            )
+        self.config = config
+        self._life = AgentLife()
+        self._slots: Slots[anyio.Event] = Slots(config.max_concurrency)
+        self._executions: set[Execution] = set()
+        # While something waits for the end of an initialisation, of the executions, of the termination.
+        self._initialized: anyio.Event | None = None
+        self._idle: anyio.Event | None = None
+        self._terminated: anyio.Event | None = None
+        self._terminator: int | None = None
+        # Metrics.
+        self._begun = self._failures = self._timeouts = self._cancellations = 0
+        self._total_duration = 0.0
+        self._last_duration: float | None = None
+        self._histogram = [0] * (len(HISTOGRAM_BOUNDS) + 1)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Termination has to reach TERMINATED whatever a subclass writes, also without super(): what it writes becomes
+        # a hook of the protocol in `_terminate`.
+        hook = cls.__dict__.get("terminate")
+        if hook is not None:
+
+            @functools.wraps(hook)
+            async def terminate(self: BaseAgent) -> None:
+                await self._terminate(hook)
+
+            cls.terminate = terminate  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.name!r}, {self.state.name}, "
+            f"{self._life.running} running, {len(self._slots)} waiting>"
+        )
+
+    @property
+    def name(self) -> str:
+        """What the agent is called."""
+        return self.config.name
+
+    @property
+    def agent_type(self) -> str:
+        """What kind of agent it is."""
+        return self.config.agent_type
+
+    @property
+    def state(self) -> AgentState:
+        """What the agent is doing."""
+        return self._life.state
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the agent is IDLE."""
+        return self._life.state is AgentState.IDLE
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the agent is INITIALIZING or PROCESSING."""
+        return self._life.state in (AgentState.INITIALIZING, AgentState.PROCESSING)
+
+    @property
+    def is_terminated(self) -> bool:
+        """Whether the agent is TERMINATED."""
+        return self._life.terminated
+
+    @property
+    def metrics(self) -> AgentMetrics:
+        """What the agent has done so far."""
+        return AgentMetrics(
+            executions=self._begun,
+            failures=self._failures,
+            timeouts=self._timeouts,
+            cancellations=self._cancellations,
+            total_duration=self._total_duration,
+            last_duration=self._last_duration,
+            histogram=tuple(self._histogram),
+            waiting=len(self._slots),
+            running=self._life.running,
+        )
+
+    @abc.abstractmethod
+    async def initialize(self) -> bool:
+        """Acquire what the agent needs. Runs once, before the first execution, and again if it failed.
+
+        Returns:
+            Whether the agent is ready.
+        """
+
+    @abc.abstractmethod
+    async def process(self, context: AgentContext) -> AgentResult:
+        """Do the work.
+
+        Args:
+            context: what to work on.
+
+        Returns:
+            How it ended.
+        """
+
+    @abc.abstractmethod
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+        """Turn an error into a result.
+
+        Args:
+            error: what `process` raised; an AgentTimeoutError if its time was over; an AgentInitializationError.
+            context: what was worked on.
+
+        Returns:
+            The result of the execution.
+        """
+
+    async def terminate(self) -> None:
+        """Release what the agent has. Override it for that; calling super() is not needed.
+
+        Running executions may end for `AgentConfig.terminate_timeout` seconds and are cancelled then, where they have a
+        deadline. Cancellation of the caller does not cut this short. Afterwards the agent is TERMINATED whatever
+        happened, and a further call does nothing.
+
+        Raises:
+            AgentTimeoutError: the agent's own clean-up was cut because it took longer than the limit.
+            Exception: whatever the agent's own clean-up raises.
+        """
+        await self._terminate(None)
+
+    async def __aenter__(self) -> Self:
+        await self._initialize(None)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.terminate()
+
+    async def execute(self, context: AgentContext) -> AgentResult:
+        """Run the agent once: initialise it if need be, `process`, `handle_error` on an error.
+
+        It runs in the caller's task and adds no checkpoint of its own; it waits only if `max_concurrency` executions
+        run already.
+
+        Args:
+            context: what to work on.
+
+        Returns:
+            What `process` returned; on an error, a timeout included, what `handle_error` returned.
+
+        Raises:
+            AgentExecutionError: `handle_error` failed; it carries both errors, and the agent's state is ERROR.
+            AgentTerminatedError: the agent has been terminated, or was while it executed.
+            AgentDeadlockError: the agent is executing already in this very chain of calls, and takes no further one.
+            ConfigurationError: `context` is no AgentContext.
+        """
+        life = self._life
+        if life.terminating:
+            raise self._gone()
+        if context.__class__ is not AgentContext and not isinstance(context, AgentContext):
+            raise ConfigurationError(
+                f"execute of agent {self.name!r} takes an AgentContext: got {context!r}; write AgentContext(task=...)",
+                {"name": "context", "value": context},
+            )
+        around = current_execution.get()
+        if not self._slots.try_take():
+            await self._wait_for_turn(around)
+        clock = sources.get().monotonic
+        began = clock()
+        life.running += 1
+        life.broken = False
+        self._begun += 1
+        execution = Execution(self, around)
+        self._executions.add(execution)
+        token = current_execution.set(execution)
+        try:
+            if life.initialized and context._limit is None and self.config.timeout is None:
+                result = await self.process(context)
+            else:
+                result = await self._process(context, execution)
+            if result.__class__ is not AgentResult:
+                raise self._not_a_result("process", result)
+        except Exception as error:
+            result = await self._recover(error, context)
+        except BaseException as error:
+            self._interrupted(error)
+            raise
+        finally:
+            # No await in here, and nothing that could raise: every way out gives the slot back and leaves no trace.
+            current_execution.reset(token)
+            execution.ended = True
+            self._executions.discard(execution)
+            life.running -= 1
+            if (turn := self._slots.give()) is not None:
+                turn.set()
+            if self._idle is not None:
+                self._idle.set()
+            self._last_duration = duration = clock() - began
+            self._total_duration += duration
+            self._histogram[bisect_left(HISTOGRAM_BOUNDS, duration)] += 1
+        if not result.success:
+            self._failures += 1
+        return result
+
+    async def _process(self, context: AgentContext, execution: Execution) -> AgentResult:
+        """Initialise the agent if need be, and run `process` under the earliest deadline."""
+        if not self._life.initialized:
+            await self._initialize(context._limit)
+        limit = self._earliest(context._limit)
+        if limit is None:
+            return await self.process(context)
+        scope = execution.scope = anyio.CancelScope(deadline=limit.at)
+        try:
+            with scope:
+                return await self.process(context)
+        except Exception as error:
+            if scope.cancelled_caught:
+                # Its clean-up failed when the time was over. Both are told, the error as the cause of what follows.
+                self._timeouts += 1
+                error.add_note(f"{self._timeout_text(limit)}; this was raised while it was being unwound")
+            raise
+        if self._life.terminating:
+            raise self._gone()
+        self._timeouts += 1
+        raise self._timeout(limit)
+
+    async def _initialize(self, limit: Limit | None) -> None:
+        life = self._life
+        while life.initializing:
+            # Another execution is at it. If it fails, its error is its own and this one tries again.
+            if self._initialized is None:
+                self._initialized = anyio.Event()
+            await self._initialized.wait()
+        if life.initialized:
+            return
+        if life.terminating:
+            raise self._gone()
+        life.initializing = True
+        try:
+            try:
+                ready = await self._bounded(self.initialize(), self._earliest(limit))
+            except Exception as error:
+                raise AgentInitializationError(
+                    f"agent {self.name!r} could not be initialised: {type(error).__name__}: {error}", {"agent": self.name}
+                ) from error
+            if ready is not True and not ready:
+                raise AgentInitializationError(
+                    f"agent {self.name!r} could not be initialised: initialize() returned {ready!r}; "
+                    "return True once everything is ready",
+                    {"agent": self.name},
+                )
+            life.initialized = True
+        finally:
+            life.initializing = False
+            if self._initialized is not None:
+                self._initialized.set()
+                self._initialized = None
+
+    async def _recover(self, error: Exception, context: AgentContext) -> AgentResult:
+        """Have `handle_error` turn an error into a result; if it cannot, the agent is in ERROR."""
+        life = self._life
+        if isinstance(error, AgentTerminatedError) and life.terminating:
+            raise error
+        life.handling += 1
+        try:
+            limit = self._earliest(None, context._limit)
+            result = await self._bounded(self.handle_error(error, context), limit)
+            if result.__class__ is not AgentResult:
+                raise self._not_a_result("handle_error", result)
+        except Exception as second:
+            life.broken = True
+            self._failures += 1
+            raise AgentExecutionError(
+                f"agent {self.name!r} failed to handle an error: handle_error() raised {type(second).__name__}: {second}; "
+                f"the error to handle was {type(error).__name__}: {error}",
+                {"agent": self.name, "error_type": type(error).__name__},
+                errors=(error, second),
+            ) from second
+        except BaseException as interruption:
+            self._interrupted(interruption)
+            raise
+        finally:
+            life.handling -= 1
+        if not result.success and result.cause is None:
+            result.cause = error
+        return result
+
+    def _interrupted(self, interruption: BaseException) -> None:
+        """Count a cancellation; anything else that is no Exception breaks the agent."""
+        if isinstance(interruption, anyio.get_cancelled_exc_class() | BaseExceptionGroup | GeneratorExit):
+            self._cancellations += 1
+        else:
+            self._life.broken = True
+            self._failures += 1
+
+    async def _bounded(self, work: Awaitable[T], limit: Limit | None) -> T:
+        if limit is None:
+            return await work
+        with anyio.CancelScope(deadline=limit.at):
+            return await work
+        raise self._timeout(limit)
+
+    def _earliest(self, outer: Limit | None, fallback: Limit | None = None) -> Limit | None:
+        """Return the nearer one of the agent's own timeout, counted from now, and a limit from outside.
+
+        A fallback is for what still has to be done when the limit from outside has passed: its length, counted from now.
+        """
+        seconds = self.config.timeout
+        if seconds is None and fallback is not None:
+            seconds = fallback.seconds
+        if seconds is None:
+            return outer
+        at = anyio.current_time() + seconds
+        return Limit(at, "agent", seconds) if outer is None or at < outer.at else outer
+
+    async def _wait_for_turn(self, around: object) -> None:
+        """Wait in order of arrival for one of the executions that run to end."""
+        self._refuse_circle(around)
+        turn = anyio.Event()
+        self._slots.wait(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            if not self._slots.withdraw(turn) and not self._life.terminating:
+                self._pass_turn_on()
+            raise
+        if self._life.terminating:
+            raise self._gone()
+
+    def _pass_turn_on(self) -> None:
+        if (turn := self._slots.give()) is not None:
+            turn.set()
+
+    def _refuse_circle(self, around: object) -> None:
+        """Raise if this chain of calls runs the agent already: it would wait for itself."""
+        names = [self.name]
+        while isinstance(around, Execution):
+            names.append(around.agent.name)
+            if around.agent is self and not around.ended:
+                circle = " → ".join(reversed(names))
+                raise AgentDeadlockError(
+                    f"agents would wait for each other for ever: {circle}; "
+                    f"raise max_concurrency of {self.name!r} (it is {self.config.max_concurrency}) or break the circle",
+                    {"agents": names[::-1]},
+                )
+            around = around.around
+
+    async def _terminate(self, hook: _Hook | None) -> None:
+        life = self._life
+        if life.terminated:
+            return
+        if life.terminating:
+            if self._terminator == anyio.get_current_task().id:
+                # super().terminate() in a subclass's own: a part of the termination that is under way.
+                if hook is not None:
+                    await hook(self)
+            elif self._terminated is not None:
+                await self._terminated.wait()
+            return
+        life.terminating = True
+        self._terminated = anyio.Event()
+        self._terminator = anyio.get_current_task().id
+        try:
+            for turn in self._slots.drop_all():
+                turn.set()
+            await self._end_executions()
+            if hook is not None:
+                seconds = self.config.terminate_timeout
+                limit = Limit(anyio.current_time() + seconds, "terminate", seconds)
+                with anyio.CancelScope(shield=True):
+                    await self._bounded(hook(self), limit)
+        finally:
+            life.terminated = True
+            self._terminated.set()
+
+    async def _end_executions(self) -> None:
+        """Let the executions end, then make them; give up on those that cannot be made to."""
+        own = current_execution.get()
+        chain = set()
+        while isinstance(own, Execution):
+            chain.add(own)
+            own = own.around
+        for cancel in (False, True):
+            with anyio.CancelScope(deadline=anyio.current_time() + self.config.terminate_timeout, shield=True):
+                # Whoever terminates an agent from within its own execution does not wait for himself.
+                while others := self._executions - chain:
+                    if cancel:
+                        for execution in others:
+                            if execution.scope is not None:
+                                execution.scope.cancel(f"agent {self.name!r} is being terminated")
+                    self._idle = anyio.Event()
+                    await self._idle.wait()
+
+    def _gone(self) -> AgentTerminatedError:
+        return AgentTerminatedError(
+            f"agent {self.name!r} has been terminated; make a new one", {"agent": self.name}
+        )
+
+    def _timeout_text(self, limit: Limit) -> str:
+        return f"agent {self.name!r} exceeded its deadline {limit.which!r} of {limit.seconds:g} s"
+
+    def _timeout(self, limit: Limit) -> AgentTimeoutError:
+        return AgentTimeoutError(
+            f"{self._timeout_text(limit)}; allow more time or do less at once",
+            {"agent": self.name, "deadline": limit.which, "timeout": limit.seconds},
+        )
+
+    def _not_a_result(self, method: str, value: object) -> AgentResultError:
+        return AgentResultError(
+            f"{method} of agent {self.name!r} must return an AgentResult: got {value!r}; "
+            "return AgentResult.success_result(...) or AgentResult.error_result(...)",
+            {"agent": self.name, "method": method, "type": type(value).__qualname__},
+        )

@@ -1,0 +1,21 @@
+"""What the current task is part of: its runtime, its job, its chain of executions.
+
+These variables are structural: they say where a task hangs in the tree, so they end where ownership ends. What a runtime
+starts for a submission gets a copy of the submitter's context with these set anew; every other variable travels along.
+
+The values belong to parts that stand above this file, so they are plain objects here; each part knows its own.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Final
+
+current_runtime: Final[ContextVar[object]] = ContextVar("agentcore_runtime", default=None)
+"""The `AgentRuntime` whose block or job this is."""
+
+current_job: Final[ContextVar[object]] = ContextVar("agentcore_job", default=None)
+"""The `Job` that a runtime executes here; it knows the task."""
+
+current_execution: Final[ContextVar[object]] = ContextVar("agentcore_execution", default=None)
+"""The innermost `Execution` of an agent; it knows the one around it."""

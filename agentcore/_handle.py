@@ -1,0 +1,137 @@
+"""What a submitter holds of a task that somebody else executes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, final
+
+import anyio
+import anyio.lowlevel
+
+from agentcore._tasks import BaseTask, TaskResult
+from agentcore._rules.task_states import TaskState
+from agentcore.errors import TaskCanceledError, TaskExecutionError, TaskTimeoutError
+
+
+class HandleOwner(Protocol):
+    """Executes the tasks behind handles."""
+
+    def cancel(self, handle: TaskHandle, reason: str | None) -> bool:
+        """Begin to cancel a task; False if it has ended already."""
+
+    def lending(self) -> AbstractContextManager[object]:
+        """Return a context manager for the time that a caller waits: inside a job, its slot is free for others."""
+
+    def retrieved(self, handle: TaskHandle) -> None:
+        """Hear that somebody has learned how the task ended."""
+
+
+@final
+class TaskHandle:
+    """A task that was submitted: wait for it, cancel it, look at it.
+
+    It belongs to the event loop of the runtime that gave it. Any number of tasks may wait at once.
+    """
+
+    __slots__ = ("_cause", "_done", "_event", "_owner", "_task")
+
+    def __init__(self, task: BaseTask, owner: HandleOwner) -> None:
+        self._task = task
+        self._owner = owner
+        self._done = False
+        self._cause: BaseException | None = None
+        # Made by the first one who has to wait: an outcome that is there already costs no event.
+        self._event: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self._task.id} of type {self._task.type!r}, {self._task.state.name}>"
+
+    @property
+    def task(self) -> BaseTask:
+        """The task itself."""
+        return self._task
+
+    @property
+    def id(self) -> str:
+        """The task's identifier."""
+        return self._task.id
+
+    @property
+    def state(self) -> TaskState:
+        """Where the task is in its life."""
+        return self._task.state
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the task has ended and what it started has been unwound."""
+        return self._done
+
+    async def wait(self) -> TaskResult:
+        """Wait until the task has ended, however it did. Always a checkpoint. Leaving by cancellation harms nothing.
+
+        Returns:
+            What is known of it then.
+        """
+        if self._done:
+            await anyio.lowlevel.checkpoint()
+        else:
+            if self._event is None:
+                self._event = anyio.Event()
+            with self._owner.lending():
+                await self._event.wait()
+        self._owner.retrieved(self)
+        return TaskResult.from_task(self._task)
+
+    async def result(self) -> dict[str, Any]:
+        """Wait until the task has ended and return its output. Always a checkpoint. Leaving by cancellation harms nothing.
+
+        Raises:
+            TaskExecutionError: the task failed; ``__cause__`` is the exception behind it, if there was one.
+            TaskTimeoutError: its deadline passed before it could begin.
+            TaskCanceledError: it was cancelled. The caller is not.
+        """
+        await self.wait()
+        return outcome_of(self._task, self._cause)
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Cancel the task. It is CANCELED when what it runs has been unwound; `wait` for that.
+
+        Args:
+            reason: why, for whoever waits.
+
+        Returns:
+            False if it has ended already; then nothing changes.
+        """
+        return self._owner.cancel(self, reason)
+
+    def _finish(self, cause: BaseException | None) -> None:
+        """Wake up who waits; called once by the owner."""
+        self._done = True
+        self._cause = cause
+        if self._event is not None:
+            self._event.set()
+
+
+def outcome_of(task: BaseTask, cause: BaseException | None) -> dict[str, Any]:
+    """Return the output of a task that has ended.
+
+    Raises:
+        TaskExecutionError, TaskTimeoutError, TaskCanceledError: it has none; a fresh object for each caller, so that the
+            tracebacks of several waiters do not grow into each other.
+    """
+    if task.state is TaskState.COMPLETED:
+        assert task.output is not None  # `complete` has set it  # noqa: S101
+        return task.output
+    if task.state is TaskState.CANCELED:
+        raise TaskCanceledError(
+            f"task {task.id} of type {task.type!r} was cancelled: {task.cancel_reason or 'no reason was given'}",
+            {"task_id": task.id, "type": task.type, "reason": task.cancel_reason},
+        ) from cause
+    if isinstance(cause, TaskTimeoutError):
+        raise TaskTimeoutError(cause.message, cause.details)
+    error = task.error or {}
+    raise TaskExecutionError(
+        f"task {task.id} of type {task.type!r} failed in attempt {task.attempt}: "
+        f"{error.get('error_type', 'error')}: {error.get('message', error.get('error', error))}",
+        {"task_id": task.id, "type": task.type, "attempt": task.attempt, "error": task.error},
+    ) from cause

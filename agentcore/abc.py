@@ -1,0 +1,31 @@
+"""Protocols at the seams: what one part asks of another that it must not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from agentcore._handle import TaskHandle
+from agentcore._tasks import BaseTask
+
+__all__ = ["TaskRunner"]
+
+
+class TaskRunner(Protocol):
+    """Runs tasks on behalf of agents and programs; a runtime is one."""
+
+    async def run(
+        self,
+        task: BaseTask | str,
+        input: Mapping[str, Any] | None = None,  # noqa: A002 - the field's name
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Run a task in the caller's own task and return its output."""
+
+    async def submit(
+        self,
+        task: BaseTask | str,
+        input: Mapping[str, Any] | None = None,  # noqa: A002 - the field's name
+        **options: Any,
+    ) -> TaskHandle:
+        """Hand a task over and return a handle to it."""
