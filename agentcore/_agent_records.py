@@ -159,7 +159,7 @@ class AgentContext:
         Raises:
             AgentError: there is no runtime.
         """
-        return await self._in_runtime("run").run(task, input, **self._as_child(options))
+        return await self._in_runtime("run").run(task, input, **options)
 
     async def submit(self, task: BaseTask | str, input: Mapping[str, Any] | None = None, **options: Any) -> TaskHandle:  # noqa: A002 - the field's name
         """Hand a child of this task to the runtime, which owns it from then on; as `AgentRuntime.submit`.
@@ -167,7 +167,7 @@ class AgentContext:
         Raises:
             AgentError: there is no runtime.
         """
-        return await self._in_runtime("submit").submit(task, input, **self._as_child(options))
+        return await self._in_runtime("submit").submit(task, input, **options)
 
     def checkpoint(self, data: Mapping[str, Any]) -> None:
         """Save progress of the task.
@@ -187,11 +187,6 @@ class AgentContext:
                 "have AgentRuntime.run or submit execute the agent"
             )
         return self._runner
-
-    def _as_child(self, options: dict[str, Any]) -> dict[str, Any]:
-        if self.task is None:
-            return options
-        return {"parent_id": self.task.id, "trace_id": self.task.trace_id, **options}
 
 
 @final

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import functools
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -25,7 +25,7 @@ from agentcore._agent_records import (
     Limit,
 )
 from agentcore._context import current_execution
-from agentcore._interop import sources
+from agentcore._interop import sources, split_cancellation
 from agentcore._rules.admission import Slots
 from agentcore._rules.agent_states import AgentLife, AgentState
 from agentcore.errors import (
@@ -43,17 +43,10 @@ T = TypeVar("T")
 _Hook: TypeAlias = Callable[[Any], Awaitable[None]]
 
 
-class Execution:
-    """One execution of an agent while it runs: a link of the chain that a deadlock is looked for in."""
-
-    __slots__ = ("agent", "around", "ended", "scope")
-
-    def __init__(self, agent: BaseAgent, around: object) -> None:
-        self.agent = agent
-        self.around = around
-        self.scope: anyio.CancelScope | None = None
-        # A task that was started in here may outlive the execution and still have it in its context.
-        self.ended = False
+# One execution of an agent while it runs, a link of the chain that a deadlock is looked for in: the agent, and the
+# execution around it. A task that was started inside may outlive the execution and still have it in its context; the
+# agent is None then. A list and no class: this is made for every execution, and costs a quarter.
+Execution: TypeAlias = "list[Any]"
 
 
 class BaseAgent(abc.ABC):
@@ -78,7 +71,8 @@ class BaseAgent(abc.ABC):
         self.config = config
         self._life = AgentLife()
         self._slots: Slots[anyio.Event] = Slots(config.max_concurrency)
-        self._executions: set[Execution] = set()
+        # The scopes of the executions that have a deadline, for `terminate` to cancel; the execution by its scope.
+        self._scopes: dict[anyio.CancelScope, Execution] = {}
         # While something waits for the end of an initialisation, of the executions, of the termination.
         self._initialized: anyio.Event | None = None
         self._idle: anyio.Event | None = None
@@ -234,18 +228,22 @@ class BaseAgent(abc.ABC):
                 {"name": "context", "value": context},
             )
         around = current_execution.get()
-        if not self._slots.try_take():
-            await self._wait_for_turn(around)
+        slots = self._slots
+        if not slots.try_take():
+            try:
+                await self._wait_for_turn(around, context._limit)
+            except AgentTimeoutError as error:
+                self._timeouts += 1
+                return await self._recover(error, context)
         clock = sources.get().monotonic
         began = clock()
         life.running += 1
         life.broken = False
         self._begun += 1
-        execution = Execution(self, around)
-        self._executions.add(execution)
+        execution: Execution = [self, around]
         token = current_execution.set(execution)
         try:
-            if life.initialized and context._limit is None and self.config.timeout is None:
+            if life.initialized and self.config.timeout is None and context._limit is None:
                 result = await self.process(context)
             else:
                 result = await self._process(context, execution)
@@ -259,10 +257,9 @@ class BaseAgent(abc.ABC):
         finally:
             # No await in here, and nothing that could raise: every way out gives the slot back and leaves no trace.
             current_execution.reset(token)
-            execution.ended = True
-            self._executions.discard(execution)
+            execution[0] = None
             life.running -= 1
-            if (turn := self._slots.give()) is not None:
+            if (turn := slots.give()) is not None:
                 turn.set()
             if self._idle is not None:
                 self._idle.set()
@@ -275,25 +272,36 @@ class BaseAgent(abc.ABC):
 
     async def _process(self, context: AgentContext, execution: Execution) -> AgentResult:
         """Initialise the agent if need be, and run `process` under the earliest deadline."""
+        outer = context._limit
         if not self._life.initialized:
-            await self._initialize(context._limit)
-        limit = self._earliest(context._limit)
-        if limit is None:
-            return await self.process(context)
-        scope = execution.scope = anyio.CancelScope(deadline=limit.at)
+            await self._initialize(outer)
+        seconds = self.config.timeout
+        if seconds is None:
+            if outer is None:
+                return await self.process(context)
+            at = outer.at
+        else:
+            at = anyio.current_time() + seconds
+            if outer is not None and outer.at < at:
+                at = outer.at
+        # move_on_at and no CancelScope(): the latter initialises each scope twice (AnyIO 4.16).
+        scope = anyio.move_on_at(at)
+        self._scopes[scope] = execution
         try:
             with scope:
                 return await self.process(context)
         except Exception as error:
-            if scope.cancelled_caught:
-                # Its clean-up failed when the time was over. Both are told, the error as the cause of what follows.
+            if scope.cancelled_caught and not self._life.terminating:
+                # The time was over, and then its clean-up failed. Both are told.
                 self._timeouts += 1
-                error.add_note(f"{self._timeout_text(limit)}; this was raised while it was being unwound")
+                error.add_note(f"raised while it was unwound: {self._timeout(self._limit_at(at, outer))}")
             raise
+        finally:
+            del self._scopes[scope]
         if self._life.terminating:
             raise self._gone()
         self._timeouts += 1
-        raise self._timeout(limit)
+        raise self._timeout(self._limit_at(at, outer))
 
     async def _initialize(self, limit: Limit | None) -> None:
         life = self._life
@@ -309,12 +317,14 @@ class BaseAgent(abc.ABC):
         life.initializing = True
         try:
             try:
-                ready = await self._bounded(self.initialize(), self._earliest(limit))
+                own = self._fresh_limit(self.config.timeout)
+                nearest = min((one for one in (own, limit) if one is not None), key=lambda one: one.at, default=None)
+                ready = await self._bounded(self.initialize(), nearest)
             except Exception as error:
                 raise AgentInitializationError(
                     f"agent {self.name!r} could not be initialised: {type(error).__name__}: {error}", {"agent": self.name}
                 ) from error
-            if ready is not True and not ready:
+            if not ready:
                 raise AgentInitializationError(
                     f"agent {self.name!r} could not be initialised: initialize() returned {ready!r}; "
                     "return True once everything is ready",
@@ -334,8 +344,11 @@ class BaseAgent(abc.ABC):
             raise error
         life.handling += 1
         try:
-            limit = self._earliest(None, context._limit)
-            result = await self._bounded(self.handle_error(error, context), limit)
+            # Counted anew, also if the limit came from outside and has passed: an error has to be handled after it.
+            seconds = self.config.timeout
+            if seconds is None and context._limit is not None:
+                seconds = context._limit.seconds
+            result = await self._bounded(self.handle_error(error, context), self._fresh_limit(seconds))
             if result.__class__ is not AgentResult:
                 raise self._not_a_result("handle_error", result)
         except Exception as second:
@@ -358,7 +371,8 @@ class BaseAgent(abc.ABC):
 
     def _interrupted(self, interruption: BaseException) -> None:
         """Count a cancellation; anything else that is no Exception breaks the agent."""
-        if isinstance(interruption, anyio.get_cancelled_exc_class() | BaseExceptionGroup | GeneratorExit):
+        neutral, _ = split_cancellation(interruption)
+        if neutral:
             self._cancellations += 1
         else:
             self._life.broken = True
@@ -371,26 +385,22 @@ class BaseAgent(abc.ABC):
             return await work
         raise self._timeout(limit)
 
-    def _earliest(self, outer: Limit | None, fallback: Limit | None = None) -> Limit | None:
-        """Return the nearer one of the agent's own timeout, counted from now, and a limit from outside.
+    def _fresh_limit(self, seconds: float | None) -> Limit | None:
+        return None if seconds is None else Limit(anyio.current_time() + seconds, "agent", seconds)
 
-        A fallback is for what still has to be done when the limit from outside has passed: its length, counted from now.
-        """
-        seconds = self.config.timeout
-        if seconds is None and fallback is not None:
-            seconds = fallback.seconds
-        if seconds is None:
+    def _limit_at(self, at: float, outer: Limit | None) -> Limit:
+        if outer is not None and at == outer.at:
             return outer
-        at = anyio.current_time() + seconds
-        return Limit(at, "agent", seconds) if outer is None or at < outer.at else outer
+        assert self.config.timeout is not None  # whose deadline it would be otherwise  # noqa: S101
+        return Limit(at, "agent", self.config.timeout)
 
-    async def _wait_for_turn(self, around: object) -> None:
+    async def _wait_for_turn(self, around: object, limit: Limit | None) -> None:
         """Wait in order of arrival for one of the executions that run to end."""
         self._refuse_circle(around)
         turn = anyio.Event()
         self._slots.wait(turn)
         try:
-            await turn.wait()
+            await self._bounded(turn.wait(), limit)
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
                 self._pass_turn_on()
@@ -405,16 +415,15 @@ class BaseAgent(abc.ABC):
     def _refuse_circle(self, around: object) -> None:
         """Raise if this chain of calls runs the agent already: it would wait for itself."""
         names = [self.name]
-        while isinstance(around, Execution):
-            names.append(around.agent.name)
-            if around.agent is self and not around.ended:
+        for agent in _chain(around):
+            names.append(agent.name)
+            if agent is self:
                 circle = " → ".join(reversed(names))
                 raise AgentDeadlockError(
                     f"agents would wait for each other for ever: {circle}; "
                     f"raise max_concurrency of {self.name!r} (it is {self.config.max_concurrency}) or break the circle",
                     {"agents": names[::-1]},
                 )
-            around = around.around
 
     async def _terminate(self, hook: _Hook | None) -> None:
         life = self._life
@@ -446,33 +455,31 @@ class BaseAgent(abc.ABC):
 
     async def _end_executions(self) -> None:
         """Let the executions end, then make them; give up on those that cannot be made to."""
-        own = current_execution.get()
-        chain = set()
-        while isinstance(own, Execution):
-            chain.add(own)
-            own = own.around
+        # Whoever terminates an agent from within its own execution does not wait for himself.
+        own = sum(agent is self for agent in _chain(current_execution.get()))
         for cancel in (False, True):
             with anyio.CancelScope(deadline=anyio.current_time() + self.config.terminate_timeout, shield=True):
-                # Whoever terminates an agent from within its own execution does not wait for himself.
-                while others := self._executions - chain:
+                while self._life.running > own:
                     if cancel:
-                        for execution in others:
-                            if execution.scope is not None:
-                                execution.scope.cancel(f"agent {self.name!r} is being terminated")
+                        self._cancel_executions()
                     self._idle = anyio.Event()
                     await self._idle.wait()
+
+    def _cancel_executions(self) -> None:
+        own = {id(execution) for execution in _links(current_execution.get())}
+        for scope, execution in self._scopes.items():
+            if id(execution) not in own:
+                scope.cancel(f"agent {self.name!r} is being terminated")
 
     def _gone(self) -> AgentTerminatedError:
         return AgentTerminatedError(
             f"agent {self.name!r} has been terminated; make a new one", {"agent": self.name}
         )
 
-    def _timeout_text(self, limit: Limit) -> str:
-        return f"agent {self.name!r} exceeded its deadline {limit.which!r} of {limit.seconds:g} s"
-
     def _timeout(self, limit: Limit) -> AgentTimeoutError:
         return AgentTimeoutError(
-            f"{self._timeout_text(limit)}; allow more time or do less at once",
+            f"agent {self.name!r} exceeded its deadline {limit.which!r} of {limit.seconds:g} s; "
+            "allow more time or do less at once",
             {"agent": self.name, "deadline": limit.which, "timeout": limit.seconds},
         )
 
@@ -482,3 +489,17 @@ class BaseAgent(abc.ABC):
             "return AgentResult.success_result(...) or AgentResult.error_result(...)",
             {"agent": self.name, "method": method, "type": type(value).__qualname__},
         )
+
+
+def _links(execution: object) -> Iterator[Execution]:
+    """Go through a chain of executions from the inside out."""
+    while isinstance(execution, list):
+        yield execution
+        execution = execution[1]
+
+
+def _chain(execution: object) -> Iterator[BaseAgent]:
+    """Go through the agents that are executing in a chain, from the inside out."""
+    for agent, _ in _links(execution):
+        if agent is not None:
+            yield agent

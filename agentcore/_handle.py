@@ -33,13 +33,14 @@ class TaskHandle:
     It belongs to the event loop of the runtime that gave it. Any number of tasks may wait at once.
     """
 
-    __slots__ = ("_cause", "_done", "_event", "_owner", "_task")
+    __slots__ = ("_cause", "_done", "_event", "_owner", "_task", "_uncounted")
 
     def __init__(self, task: BaseTask, owner: HandleOwner) -> None:
         self._task = task
         self._owner = owner
         self._done = False
         self._cause: BaseException | None = None
+        self._uncounted = False  # the owner's note
         # Made by the first one who has to wait: an outcome that is there already costs no event.
         self._event: anyio.Event | None = None
 

@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Final, TypeVar, TypeVarTuple
 
+import anyio
 import anyio.to_thread
 import attrs
 from anyio.lowlevel import current_token
@@ -103,6 +104,23 @@ async def run_in_thread(function: Callable[[*Args], T], *args: *Args) -> T:
     no thread outlives its scope unnoticed.
     """
     return await anyio.to_thread.run_sync(function, *args)
+
+
+def split_cancellation(error: BaseException) -> tuple[bool, BaseException | None]:
+    """Tell cancellation from failure.
+
+    Returns:
+        Whether the error is, or contains, a cancellation; and what it is or contains besides, None if nothing.
+    """
+    if isinstance(error, GeneratorExit):  # the coroutine is being closed; there need not be an event loop any more
+        return True, None
+    cancelled = anyio.get_cancelled_exc_class()
+    if isinstance(error, cancelled):
+        return True, None
+    if isinstance(error, BaseExceptionGroup):
+        cancellations, rest = error.split(cancelled)
+        return cancellations is not None, rest
+    return False, error
 
 
 def wake_up_function() -> Callable[[Callable[[], object]], None]:

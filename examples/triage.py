@@ -3,10 +3,10 @@
     agentcore run examples/triage.py:workflow --input .
     agentcore run examples/triage.py:workflow --input '{"path": "/usr/lib", "deadline": 2}'
 
-Three agents share the work. The planner finds the files, many readers measure them side by side,
-the summariser makes the report. Whatever blocks stands in a plain function, and these run in worker
-threads: the event loop stays free, and every file has a deadline of its own. A file that cannot be
-read, or not in time, is a line among the findings; the rest of the report is complete.
+Three agents share the work. The planner finds the files, readers measure them side by side, the summariser makes the
+report. Whatever blocks stands in a plain function, and those run in worker threads: the event loop stays free, and every
+file has a deadline of its own. A file that cannot be read, or not in time, is a line among the findings; the rest of the
+report is complete.
 """
 
 import ast
@@ -28,16 +28,7 @@ from typing import Any, NamedTuple
 import attrs
 from anyio.from_thread import check_cancelled
 
-from agentcore import (
-    AgentContext,
-    AgentResult,
-    BaseAgent,
-    ConfigurationError,
-    CoreError,
-    TaskError,
-    TaskHandle,
-    get_registry,
-)
+from agentcore import AgentContext, AgentResult, BaseAgent, ConfigurationError, CoreError, TaskHandle, get_registry
 
 Json = dict[str, Any]
 
@@ -48,16 +39,11 @@ SOURCE_LIMIT = 1 << 20  # Parsing a MiB of Python takes half a second, and nothi
 SKIPPED = [".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", ".*_cache"]
 
 
-def is_texts(value: object) -> bool:
-    """Tell whether this is a list of texts."""
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
 # What may be asked: what holds if nothing is said, the rule, and whether a value keeps to it.
 OPTIONS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
-    "path": (None, "the path of a directory", lambda v: isinstance(v, str)),
-    "deadline": (10.0, "seconds above zero", lambda v: type(v) in {int, float} and 0 < v < 1e9),
-    "ignore": (SKIPPED, "a list of names or patterns", is_texts),
+    "path": (None, "the path of a directory that is there", lambda v: isinstance(v, str) and Path(v).is_dir()),
+    "deadline": (10.0, "a number of seconds above zero", lambda v: type(v) in {int, float} and 0 < v < 1e9),
+    "ignore": (SKIPPED, "a list of names or patterns", lambda v: isinstance(v, list) and {*map(type, v)} <= {str}),
     "largest": (10, "a whole number above zero", lambda v: type(v) is int and v > 0),
 }
 
@@ -65,7 +51,7 @@ agents = get_registry("agents")
 handlers = get_registry("task_handlers")
 
 
-# --------------------------------------------------------------------- the workflow and its agents
+# ----------------------------------------------------------------------------------------- the workflow and its agents
 
 
 async def workflow(given: Json, context: AgentContext) -> Json:
@@ -86,9 +72,8 @@ async def workflow(given: Json, context: AgentContext) -> Json:
     finally:
         for handle in reading:
             handle.cancel("the triage has ended early")
-    return await context.run(
-        "summarise", {"count": plan["count"], "findings": plan["findings"], "tally": tally, "limit": asked["largest"]}
-    )
+    told = {"count": plan["count"], "findings": plan["findings"], "tally": tally, "limit": asked["largest"]}
+    return await context.run("summarise", told)
 
 
 def options(given: Mapping[str, Any]) -> Json:
@@ -111,7 +96,7 @@ async def outcome(handle: TaskHandle) -> list[Json]:
     try:
         rows: list[Json] = (await handle.result())["rows"]
         return rows
-    except TaskError as error:
+    except CoreError as error:
         return [not_read(Planned(*file), error.message) for file in handle.task.input["files"]]
 
 
@@ -122,7 +107,7 @@ class TriageAgent(BaseAgent):
         """Have nothing to set up."""
         return True
 
-    async def handle_error(self, error: Exception) -> AgentResult:
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
         """Make the error the result of the task."""
         return AgentResult.error_result(error)
 
@@ -149,10 +134,10 @@ class ReaderAgent(TriageAgent):
             try:
                 job = {"root": asked["path"], "file": file}
                 rows.append(await context.run("measure", job, timeout=deadline))
-            except TimeoutError:
-                rows.append(not_read(file, f"it took more than {deadline:g} s"))
             except CoreError as error:
-                rows.append(not_read(file, error.message))
+                late = isinstance(error.__cause__, TimeoutError)
+                why = f"it took more than {deadline:g} s" if late else reason(error.__cause__ or error)
+                rows.append(not_read(file, why))
         return AgentResult.success_result({"rows": rows})
 
 
@@ -177,7 +162,7 @@ def measure_in_thread(asked: Json) -> Json:
     return measure(asked["root"], Planned(*asked["file"]), check_cancelled)
 
 
-# ----------------------------------------------------------------------- how the planner finds files
+# ----------------------------------------------------------------------------------------- how the planner finds files
 
 
 class Planned(NamedTuple):
@@ -191,19 +176,12 @@ class Planned(NamedTuple):
 
 
 def walk(root: str, ignore: Iterable[str], check: Callable[[], object]) -> Json:
-    """Find the regular files below `root`, as batches; what is neither file nor folder is a finding.
+    """Find the regular files below `root` and cut them into batches.
 
     `check` is called often, here and below, and may raise: this is how a thread is cancelled.
     """
-    try:
-        os.scandir(root).close()
-    except (OSError, ValueError) as error:
-        message = f"triage option 'path' must be a directory that can be listed: got {root!r}"
-        message += f" ({reason(error)}); name one that is there and that you may read"
-        raise ConfigurationError(message, {"option": "path", "value": root}) from error
-    tree = Tree(root, re.compile("|".join(map(fnmatch.translate, ignore)) or "(?!)"))
+    tree = Tree(root, re.compile("|".join(map(fnmatch.translate, ignore)) or "(?!)"), check)
     while tree.folders:
-        check()
         tree.enter(tree.folders.pop())
     sizes = Counter(file.size for file in tree.files)
     files = (file if file.size and sizes[file.size] > 1 else file._replace(inode="") for file in sorted(tree.files))
@@ -217,6 +195,7 @@ class Tree:
 
     root: str
     skipped: re.Pattern[str]
+    check: Callable[[], object]
     folders: list[str] = attrs.Factory(lambda: [""])
     files: list[Planned] = attrs.Factory(list)
     findings: list[Json] = attrs.Factory(list)
@@ -227,6 +206,7 @@ class Tree:
         try:
             with os.scandir(Path(self.root, folder)) as entries:
                 for entry in entries:
+                    self.check()
                     path = str(Path(folder, entry.name))
                     try:
                         self.see(entry, path)
@@ -236,8 +216,7 @@ class Tree:
             self.findings.append(finding(folder, reason(error)))
 
     def see(self, entry: os.DirEntry[str], path: str) -> None:
-        """Find a place for one entry. A link is looked at, never followed: no loop, no escape."""
-        status = entry.stat(follow_symlinks=False)
+        """Sort one entry in. A link is looked at and never followed: no loop, no way out of the directory."""
         if self.skipped.match(entry.name):
             self.count["ignored"] += 1
         elif entry.is_symlink():
@@ -247,15 +226,12 @@ class Tree:
             self.count["directories"] += 1
             self.folders.append(path)
         elif entry.is_file():
-            inode = f"{status.st_dev}:{entry.inode()}"
-            self.files.append(Planned(path, status.st_size, inode))
+            status = entry.stat()
+            self.files.append(Planned(path, status.st_size, f"{status.st_dev}:{entry.inode()}"))
         else:
             self.count["special"] += 1
-            what = SPECIAL.get(stat.filemode(status.st_mode)[0], "special file")
-            self.findings.append(finding(path, f"{what}, not read"))
-
-
-SPECIAL = {"p": "named pipe", "s": "socket", "c": "device", "b": "device"}
+            what = {"p": "named pipe", "s": "socket"}.get(stat.filemode(entry.stat().st_mode)[0], "device")
+            self.findings.append(finding(path, f"not read: {what}"))
 
 
 def batches(files: Iterable[Planned]) -> list[list[Planned]]:
@@ -283,27 +259,26 @@ def reason(error: Exception) -> str:
 
 def shown(path: str) -> str:
     """Return a path as it can be printed and written as JSON: what is no text, is escaped."""
+    if path.isprintable():
+        return path or "."
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(escaped) or "."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-# ---------------------------------------------------------------------- what a reader sees in a file
+# ---------------------------------------------------------------------------------------- what a reader sees in a file
 
 FORMATS = {
     "code": (
-        "Assembly: .asm .s; C: .c .h; C#: .cs; C++: .cc .cpp .cxx .hh .hpp; Cython: .pyx .pxd;"
-        "Go: .go; Java: .java; JavaScript: .js .cjs .mjs .jsx; Julia: .jl; Kotlin: .kt; Lua: .lua;"
-        "Make: makefile .mk; Perl: .pl .pm; PHP: .php; PowerShell: .ps1; Python: .py .pyi .pyw;"
-        "R: .r; Ruby: .rb; Rust: .rs; Scala: .scala; Shell: .sh .bash .zsh .fish; SQL: .sql;"
-        "Swift: .swift; Tcl: .tcl; TypeScript: .ts .tsx"
+        "Assembly: .asm .s; C: .c .h; C#: .cs; C++: .cc .cpp .cxx .hh .hpp; Cython: .pyx .pxd; Go: .go; Java: .java;"
+        "JavaScript: .js .cjs .mjs .jsx; Julia: .jl; Kotlin: .kt; Lua: .lua; Make: makefile .mk; Perl: .pl .pm;"
+        "PHP: .php; PowerShell: .ps1; Python: .py .pyi .pyw; R: .r; Ruby: .rb; Rust: .rs; Scala: .scala;"
+        "Shell: .sh .bash .zsh .fish; SQL: .sql; Swift: .swift; Tcl: .tcl; TypeScript: .ts .tsx"
     ),
-    "text": "CSS: .css .scss .less; HTML: .html .htm; Markdown: .md; reStructuredText: .rst;"
-    "TeX: .tex .bib; plain text: .txt .log",
-    "data": "CSV: .csv .tsv; INI: .ini .cfg .conf; JSON: .json .jsonl .ipynb; TOML: .toml;"
-    "XML: .xml .xsd .xsl .svg; YAML: .yaml .yml",
-    "media": "audio: .mp3 .ogg .wav .flac; GIF: .gif; icon: .ico; JPEG: .jpg .jpeg; PDF: .pdf;"
-    "PNG: .png; video: .mp4 .mkv .webm .avi; WebP: .webp",
+    "text": "CSS: .css .scss; HTML: .html .htm; Markdown: .md; reStructuredText: .rst; TeX: .tex; plain text: .txt .log",
+    "data": "CSV: .csv .tsv; INI: .ini .cfg .conf; JSON: .json .jsonl .ipynb; TOML: .toml; XML: .xml .xsd .svg;"
+    "YAML: .yaml .yml",
+    "media": "audio: .mp3 .ogg .wav .flac; GIF: .gif; icon: .ico; JPEG: .jpg .jpeg; PDF: .pdf; PNG: .png;"
+    "video: .mp4 .mkv .webm .avi; WebP: .webp",
     "archive": "compressed: .gz .bz2 .xz .zst; tar: .tar .tgz; zip: .zip .whl .jar",
     "binary": "bytecode: .pyc .class .wasm; machine code: .so .o .a .dll .exe; SQLite: .sqlite .db",
 }
@@ -313,14 +288,8 @@ BY_NAME = {
     for language, _, names in (entry.strip().partition(":") for entry in languages.split(";"))
     for name in names.split()
 }
-BY_START = {
-    b"\x7fELF": ("binary", "machine code"),
-    b"%PDF-": ("media", "PDF"),
-    b"PK\x03\x04": ("archive", "zip"),
-    b"\x1f\x8b": ("archive", "compressed"),
-}
-BY_INTERPRETER = {"bash": "Shell", "node": "JavaScript", "perl": "Perl", "python": "Python"}
-BY_INTERPRETER |= {"ruby": "Ruby", "sh": "Shell", "tclsh": "Tcl", "zsh": "Shell"}
+SHELLS = dict.fromkeys(("bash", "dash", "sh", "zsh"), "Shell")
+BY_INTERPRETER = {"node": "JavaScript", "perl": "Perl", "python": "Python", "ruby": "Ruby", "tclsh": "Tcl", **SHELLS}
 SHEBANG = re.compile(rb"#!\s*(?:\S*/env\s+(?:-\S+\s+)*)?(?:\S*/)?([a-z]+)")
 TEXTUAL = {"code", "text", "data"}
 # The fixed word comes first in the pattern: so the search runs twenty times faster.
@@ -336,10 +305,8 @@ def by_name(path: str) -> tuple[str, str] | None:
 def classify(path: str, head: bytes) -> tuple[str, str]:
     """Return kind and language: where the content contradicts the name, it is right."""
     named = by_name(path)
-    binary = next((found for start, found in BY_START.items() if head.startswith(start)), None)
-    if not binary and b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        binary = ("binary", "unknown")
-    if binary:
+    if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        binary = ("binary", "machine code" if head.startswith(b"\x7fELF") else "unknown")
         return named if named and named[0] not in TEXTUAL else binary
     shebang = SHEBANG.match(head)
     language = BY_INTERPRETER.get(shebang[1].decode()) if shebang else None
@@ -369,7 +336,8 @@ def measure(root: str, file: Planned, check: Callable[[], object]) -> Json:
         return not_read(file, reason(error))
     row = {"path": shown(file.path), "kind": kind, "language": language, "bytes": size}
     row |= {"lines": lines, "markers": markers.total(), **markers}
-    row |= {"content": (digest.hexdigest(), file.inode)} if file.inode else {}
+    if file.inode:
+        row["content"] = (digest.hexdigest(), file.inode)
     return row | (complexity(bytes(source), size) if language == "Python" else {})
 
 
@@ -381,10 +349,7 @@ def not_read(file: Planned, why: str) -> Json:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """Yield the content of a regular file, and an empty block at its end.
-
-    What has become a pipe or a link since the walk, is an OSError: nothing here waits for a writer.
-    """
+    """Yield the content of a regular file, then an empty block. What has become a pipe or a link is an OSError."""
     flags = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"))
     descriptor = os.open(path, sum(flags, os.O_RDONLY))
     try:
@@ -398,9 +363,9 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 
 def search(line: bytes, block: bytes, markers: Counter[str]) -> bytes:
-    """Count the markers up to the last end of a line; return what stands behind it."""
+    """Count the markers up to the last end of a line and return what stands behind it, for the next block."""
     text = line + block
-    end = text.rfind(b"\n") + 1 if block else len(text)
+    end = (text.rfind(b"\n") + 1 if block else 0) or len(text)
     for name, pattern in MARKERS.items():
         markers[name] += len(pattern.findall(text, 0, end))
     return text[end:]
@@ -456,7 +421,7 @@ def decisions(node: ast.AST) -> int:
             return isinstance(node, BRANCHES)
 
 
-# ------------------------------------------------------------------------- what the summariser makes
+# ------------------------------------------------------------------------------------------- what the summariser makes
 
 RANKINGS = {
     "largest_files": ("bytes", ("path", "language", "bytes", "lines")),
@@ -479,8 +444,7 @@ def add(tally: Json, rows: list[Json], limit: int) -> None:
         figures.update({name: row.get(name, 0) for name in MARKERS})
         if "content" in row:
             digest, inode = row["content"]
-            copy = (row["bytes"], inode, row["path"])
-            tally["contents"].setdefault(digest, []).append(copy)
+            tally["contents"].setdefault(digest, []).append((row["bytes"], inode, row["path"]))
         if "finding" in row:
             tally["findings"].append({"path": row["path"], "finding": row["finding"]})
     for name, (by, _) in RANKINGS.items():
@@ -491,14 +455,14 @@ def add(tally: Json, rows: list[Json], limit: int) -> None:
 def report(count: Json, findings: list[Json], tally: Json, limit: int) -> Json:
     """Make the report: figures about everything, then tables."""
     by_size = functools.partial(sorted, key=itemgetter("bytes"), reverse=True)
-    total: Counter[str] = Counter()
+    total = Counter(dict.fromkeys(("files", "bytes", "lines", "empty", "unread", *MARKERS), 0))
     kinds: dict[str, Counter[str]] = {}
     languages = []
     for name, figures in tally["formats"].items():
         kind, _, language = name.partition("/")
         total.update(figures)
         kinds.setdefault(kind, Counter()).update(figures)
-        languages.append({"language": language, "kind": kind, **figures, **density(figures)})
+        languages.append({"language": language, "kind": kind, **density(figures)})
     copies = duplicates(tally["contents"])
     tables = {
         name: [{column: row[column] for column in columns} for row in map(density, tally[name])]

@@ -13,7 +13,7 @@ from typing import Any, Final
 import agentcore
 
 ANY_DEFAULT: Final = object()
-"""Stands for a default that the specification leaves open."""
+"""Stands for what the specification leaves open: whichever default, or none."""
 
 Spec = str | tuple[str, object]
 """`"x"` required, `("x", 1)` with its default, `"/"`, `"*args"` and `"**kwargs"`."""
@@ -125,12 +125,6 @@ def expected(specs: tuple[Spec, ...]) -> list[Parameter]:
     return made
 
 
-def _default_differs(want: Parameter, have: Parameter) -> bool:
-    if want.default is ANY_DEFAULT:
-        return have.default is Parameter.empty
-    return have.default != want.default
-
-
 def differences(specified: list[Parameter], actual: list[Parameter]) -> list[str]:
     """Say in words where a signature falls short of the specified one."""
     have = {parameter.name: parameter for parameter in actual}
@@ -143,7 +137,7 @@ def differences(specified: list[Parameter], actual: list[Parameter]) -> list[str
     found += [
         f"{want.name} defaults to {have[want.name].default!r}"
         for want in common
-        if _default_differs(want, have[want.name])
+        if want.default is not ANY_DEFAULT and want.default != have[want.name].default
     ]
     order = [parameter.name for parameter in actual if parameter.name in wanted]
     if order != [want.name for want in common]:

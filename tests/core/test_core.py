@@ -41,6 +41,7 @@ from agentcore import (
     get_registry,
 )
 from tests.core.fakes import (
+    OK,
     Gate,
     MockAgent,
     Step,
@@ -97,13 +98,14 @@ class TestAgent:
     @pytest.mark.asyncio
     async def test_lifecycle(self, mock_agent: MockAgent) -> None:
         """An agent is IDLE before and after its work, and TERMINATED at the end."""
-        assert mock_agent.state == AgentState.IDLE
-        assert await mock_agent.initialize() is True
-        assert (await mock_agent.process(AgentContext())).success is True
-        assert (await mock_agent.execute(AgentContext())).success is True
-        assert mock_agent.state == AgentState.IDLE
+        seen = [mock_agent.state]
+        ready = await mock_agent.initialize()
+        results = [await step(AgentContext()) for step in (mock_agent.process, mock_agent.execute)]
+        seen.append(mock_agent.state)
         await mock_agent.terminate()
-        assert mock_agent.state == AgentState.TERMINATED
+        seen.append(mock_agent.state)
+        assert (ready, [result.success for result in results]) == (True, [True, True])
+        assert seen == [AgentState.IDLE, AgentState.IDLE, AgentState.TERMINATED]
 
     @pytest.mark.asyncio
     async def test_states_seen_from_inside(self, mock_agent: MockAgent) -> None:
@@ -161,8 +163,7 @@ class TestAgent:
         assert caught.value.__cause__ is second
         assert mock_agent.state == AgentState.ERROR
         mock_agent.on_process = None
-        assert (await mock_agent.execute(AgentContext())).success is True
-        assert mock_agent.state == AgentState.IDLE
+        assert (await mock_agent.execute(AgentContext()), mock_agent.is_idle) == (OK, True)
 
     @pytest.mark.asyncio
     @pytest.mark.parametrize("step", ["on_initialize", "on_process"])
@@ -432,7 +433,8 @@ class TestRegistry:
                 assert registry.get_sync(f"{thread}-{number}") == str(number)
                 assert registry.get_metadata(f"{thread}-{number}") == {"thread": thread}
                 registry.register(f"gone-{thread}", "x")
-                assert len(registry.list_names()) == len(set(registry.list_names()))
+                names = registry.list_names()
+                assert len(names) == len(set(names))
                 assert registry.unregister(f"gone-{thread}") == "x"
             return thread
 

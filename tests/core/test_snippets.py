@@ -190,7 +190,7 @@ def test_agent_example_past_its_timeout(loop: Loop) -> None:
     loop.run(main)
 
 
-def test_agent_lifecycle(loop: Loop) -> None:
+def test_life_of_an_agent(loop: Loop) -> None:
     """An agent goes from its creation through direct calls and an execution to its end."""
 
     async def main() -> None:
@@ -343,7 +343,7 @@ def test_task_factory_example(loop: Loop) -> None:
     loop.run(main)
 
 
-def test_task_lifecycle(loop: Loop) -> None:
+def test_life_of_a_task(loop: Loop) -> None:
     """A task that ran to its end shows its output and names both transitions in its history."""
 
     async def main() -> None:
@@ -443,7 +443,7 @@ class Voyage:
             AgentConfig(
                 name="mate",
                 agent_type="navigator",
-                capabilities={AgentCapability.PLANNING},
+                capabilities={AgentCapability.PLANNING, AgentCapability.RETRIEVAL},
                 timeout=20.0,
             )
         )
@@ -451,7 +451,7 @@ class Voyage:
             AgentConfig(
                 name="captain",
                 agent_type="skipper",
-                capabilities={AgentCapability.EXECUTION, AgentCapability.TOOL_USE},
+                capabilities={AgentCapability.TOOL_USE, AgentCapability.EXECUTION},
                 timeout=45.0,
             )
         )
@@ -483,23 +483,23 @@ def test_workflow_example(loop: Loop, harbour: str, end: tuple[str, Any]) -> Non
     assert voyage.ends == [end]
 
 
-class Dispatcher:
-    """Finds the handler of a task in a registry and carries the task through its states."""
+class PostOffice:
+    """Finds who can deal with a task in a registry and carries the task through its states."""
 
     def __init__(self) -> None:
-        self.handlers = get_registry("task_handlers")
+        self.clerks = get_registry("task_handlers")
 
-    async def dispatch(self, task: BaseTask) -> TaskResult:
-        handler = await self.handlers.get(task.type)
-        if not handler:
-            task.fail({"error": f"nobody knows {task.type}"})
-            return TaskResult.from_task(task)
-        task.start()
-        try:
-            task.complete({"answer": handler(task.input)})
-        except Exception as error:  # noqa: BLE001 - the scenario records whatever comes
-            task.fail({"error_type": type(error).__name__, "message": str(error)})
-        return TaskResult.from_task(task)
+    async def deal_with(self, errand: BaseTask) -> TaskResult:
+        clerk = await self.clerks.get(errand.type)
+        if clerk:
+            errand.start()
+            try:
+                errand.complete({"answer": clerk(errand.input)})
+            except Exception as problem:  # noqa: BLE001 - the scenario records whatever comes
+                errand.fail({"error_type": type(problem).__name__, "message": str(problem)})
+        else:
+            errand.fail({"error": f"nobody knows {errand.type}"})
+        return TaskResult.from_task(errand)
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_dispatcher_example(
         return reversed_text
 
     async def main() -> None:
-        result = await Dispatcher().dispatch(BaseTask.create(*task))
+        result = await PostOffice().deal_with(BaseTask.create(*task))
         assert (result.state, result.output, result.error) == (state, output, error)
         assert result.success is (state is TaskState.COMPLETED)
 

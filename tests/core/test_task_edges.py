@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from inspect import CORO_CLOSED, getcoroutinestate
 from typing import Any
 
@@ -24,6 +25,7 @@ from agentcore import (
     TaskStateError,
     TaskTimeoutError,
 )
+from agentcore._interop import SYSTEM, use_sources
 from tests.core.fakes import hanging, raising, task_in
 
 
@@ -253,6 +255,34 @@ def test_duration() -> None:
     assert seen == sorted(seen)
     task.complete({})
     assert task.duration_ms == task.duration_ms
+
+
+@pytest.mark.parametrize("interrupted", ["writer", "reader"])
+def test_duration_in_the_middle_of_the_end(interrupted: str) -> None:
+    """A duration that one thread reads while another one ends the task is one of a few milliseconds."""
+    task = BaseTask.create("work")
+    seen: list[int | None] = []
+    meet: list[Callable[[], object]] = []
+
+    def monotonic() -> float:
+        if meet:
+            other = threading.Thread(target=copy_context().run, args=[meet.pop()])
+            other.start()
+            # A thread that waits for the one in the middle is right to; it goes on when that one is through.
+            other.join(0.2)
+            threads.append(other)
+        return next(clock)
+
+    threads: list[threading.Thread] = []
+    clock = iter(1000.0 + number / 1000 for number in range(100))
+    with use_sources(attrs.evolve(SYSTEM, monotonic=monotonic)):
+        task.start()
+        read, end = (lambda: seen.append(task.duration_ms)), (lambda: task.complete({}))
+        meet.append(read if interrupted == "writer" else end)
+        (end if interrupted == "writer" else read)()
+    for thread in threads:
+        thread.join(30)
+    assert [duration is not None and 0 <= duration < 100 for duration in seen] == [True]
 
 
 def test_inputs_are_not_shared() -> None:

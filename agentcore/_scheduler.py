@@ -1,0 +1,590 @@
+"""Executes tasks: who may run, in which order, and what becomes of each.
+
+A task that is submitted is a task of the runtime's task group from the first moment; it waits there for its turn. One
+that is run belongs to its caller, and differs in nothing else. There is no loop that hands out work: who gives a slot
+back wakes up the next in line.
+
+Every way out of a job passes `_settle`, which is synchronous: the task's last transition, the slot, the handle and the
+event have no await between them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from typing import Any, Final, final
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import attrs
+
+from agentcore._agent_records import AgentContext, AgentResult, Limit
+from agentcore._agents import BaseAgent
+from agentcore._context import current_execution, current_job, current_runtime
+from agentcore._directory import Route, describe
+from agentcore._events import EventLog
+from agentcore._interop import split_cancellation
+from agentcore._handle import TaskHandle, outcome_of
+from agentcore._rules.admission import Slots
+from agentcore._rules.task_states import TaskState
+from agentcore._tasks import BaseTask, TaskResult
+from agentcore.abc import TaskRunner
+from agentcore.errors import (
+    AgentTimeoutError,
+    CoreError,
+    RuntimeClosedError,
+    TaskError,
+    TaskNotFoundError,
+    TaskStateError,
+    TaskTimeoutError,
+)
+
+MAX_LOST: Final = 100
+"""How many failures that reached nobody are kept whole for the exit of the runtime; further ones are counted."""
+
+
+@final
+class Turn:
+    """A place in a line: set when it is granted, or when the line is dissolved."""
+
+    __slots__ = ("event", "granted")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.granted = False
+
+    def grant(self) -> None:
+        """Let whoever waits here go on with a slot."""
+        self.granted = True
+        self.event.set()
+
+
+@final
+@attrs.frozen
+class Plan:
+    """How a task is to be executed.
+
+    Attributes:
+        route: the way to the agent.
+        total: the deadline of everything, the wait for a turn included.
+        timeout: seconds for the execution alone.
+    """
+
+    route: Route
+    total: Limit | None = None
+    timeout: float | None = None
+
+    def limit(self) -> Limit | None:
+        """Return the nearest deadline of an execution that begins now."""
+        if self.timeout is None:
+            return self.total
+        own = Limit(anyio.current_time() + self.timeout, "timeout", self.timeout)
+        return own if self.total is None or own.at < self.total.at else self.total
+
+    def check(self, task: BaseTask, where: str) -> None:
+        """Raise if the total deadline has passed.
+
+        Raises:
+            TaskTimeoutError: it has.
+        """
+        if self.total is not None and anyio.current_time() >= self.total.at:
+            raise TaskTimeoutError(
+                f"task {task.id} of type {task.type!r} exceeded its deadline 'total' of {self.total.seconds:g} s {where}; "
+                "allow more time or raise in_flight",
+                {"task_id": task.id, "deadline": "total", "timeout": self.total.seconds},
+            )
+
+
+@final
+class Job:
+    """A task while it is executed.
+
+    Attributes:
+        task: the task.
+        plan: how it is to be executed.
+        parent: the job that it was run or submitted in, if that still runs.
+        handle: what the submitter holds; None for a task that is run.
+        scope: what cancelling the task cancels.
+        turn: its place in line; None if it had a slot at once.
+        has_slot: whether one of the slots in flight is its own now.
+        waiting_for: how many children it waits for. Its slot is lent as long as there are any.
+        cause: the exception behind the outcome.
+        ended: whether it is settled.
+    """
+
+    __slots__ = (
+        "cause",
+        "ended",
+        "handle",
+        "has_slot",
+        "parent",
+        "plan",
+        "scope",
+        "task",
+        "turn",
+        "waiting_for",
+    )
+
+    def __init__(self, task: BaseTask, plan: Plan, parent: Job | None, turn: Turn | None) -> None:
+        self.task = task
+        self.plan = plan
+        self.parent = parent
+        self.turn = turn
+        self.has_slot = turn is None
+        self.handle: TaskHandle | None = None
+        self.scope = anyio.CancelScope()
+        self.waiting_for = 0
+        self.cause: BaseException | None = None
+        self.ended = False
+
+
+@final
+@attrs.frozen(kw_only=True)
+class SchedulerStatistics:
+    """What a runtime has done with its tasks.
+
+    Attributes:
+        accepted: tasks taken on.
+        completed: tasks that ended COMPLETED.
+        failed: tasks that ended FAILED.
+        canceled: tasks that ended CANCELED.
+        in_flight: slots in use now.
+        queued: tasks that wait for a slot now.
+    """
+
+    accepted: int
+    completed: int
+    failed: int
+    canceled: int
+    in_flight: int
+    queued: int
+
+
+class Scheduler:
+    """The tasks of one runtime.
+
+    Args:
+        runner: what the contexts of agents reach the runtime by.
+        log: where events go.
+        in_flight: how many tasks may run at a time.
+        queue: how many submitted tasks may wait for a slot; further submitters wait themselves.
+        retention: how many tasks are remembered after their end, the newest.
+    """
+
+    def __init__(self, runner: TaskRunner, log: EventLog, *, in_flight: int, queue: int, retention: int) -> None:
+        self._runner = runner
+        self._log = log
+        self._retention = retention
+        self._group: anyio.abc.TaskGroup | None = None
+        self._slots: Slots[Turn] = Slots(in_flight)
+        # Places for submitted tasks that wait for a slot; who runs a task waits himself and needs none.
+        self._room: Slots[Turn] = Slots(queue)
+        self._jobs: dict[str, Job] = {}
+        self._recent: OrderedDict[str, BaseTask] = OrderedDict()
+        self._lost: dict[TaskHandle, BaseException | None] = {}
+        self._lost_count = 0
+        self._counts = dict.fromkeys(TaskState, 0)
+        self._accepted = 0
+        self._state = "new"
+        # What went wrong besides the tasks, for the exit of the runtime.
+        self.failures: list[Exception] = []
+        # While somebody waits for jobs to end; set by every one that does.
+        self._ended: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {self._state}, {len(self._jobs)} tasks, {self._slots!r}>"
+
+    def __len__(self) -> int:
+        """Return how many tasks run or wait."""
+        return len(self._jobs)
+
+    @property
+    def state(self) -> str:
+        """``new``, ``open``, ``draining`` or ``closed``."""
+        return self._state
+
+    def active(self) -> list[BaseTask]:
+        """Return the tasks that run or wait, in the order of their arrival."""
+        return [job.task for job in self._jobs.values()]
+
+    def get(self, task_id: str) -> BaseTask:
+        """Return a task that runs or waits, or has ended not long ago.
+
+        Raises:
+            TaskNotFoundError: there is none of this id.
+        """
+        if task_id in self._jobs:
+            return self._jobs[task_id].task
+        if task_id in self._recent:
+            return self._recent[task_id]
+        raise TaskNotFoundError(
+            f"the runtime knows no task of this id: got {task_id!r}; "
+            f"it remembers the {self._retention} that ended last (retention)",
+            {"task_id": task_id},
+        )
+
+    def statistics(self) -> SchedulerStatistics:
+        """Return what was done so far."""
+        return SchedulerStatistics(
+            accepted=self._accepted,
+            completed=self._counts[TaskState.COMPLETED],
+            failed=self._counts[TaskState.FAILED],
+            canceled=self._counts[TaskState.CANCELED],
+            in_flight=self._slots.in_use,
+            queued=len(self._slots),
+        )
+
+    def open(self, group: anyio.abc.TaskGroup) -> None:
+        """Begin to accept tasks; submitted ones live in the group."""
+        self._group = group
+        self._state = "open"
+
+    # Coming in.
+
+    async def run(self, task: BaseTask, plan: Plan) -> dict[str, Any]:
+        """Execute a task in the caller's own task and return its output; see `AgentRuntime.run`."""
+        parent = self._current()
+        self._check(task, parent)
+        turn = None
+        if parent is not None and parent.has_slot:
+            # The parent waits right here: its slot goes to the child, and comes back with the child's end.
+            parent.has_slot = False
+        elif not self._slots.try_take():
+            turn = self._line_up(task)
+        if parent is not None:
+            parent.waiting_for += 1
+        job = self._accept(Job(task, plan, parent, turn))
+        tokens = current_job.set(job), current_runtime.set(self._runner)
+        try:
+            with job.scope:
+                await self._execute(job)
+        finally:
+            current_job.reset(tokens[0])
+            current_runtime.reset(tokens[1])
+        return outcome_of(task, job.cause)
+
+    async def submit(self, task: BaseTask, plan: Plan) -> TaskHandle:
+        """Take a task over and return a handle to it; see `AgentRuntime.submit`."""
+        # First of all, so that a caller who is cancelled here has submitted nothing.
+        await anyio.lowlevel.checkpoint()
+        parent = self._current()
+        self._check(task, parent)
+        turn = await self._queue_up(task, plan, parent)
+        # No await from here on: what is accepted has a task that sees to it.
+        job = self._accept(Job(task, plan, parent, turn))
+        job.handle = TaskHandle(task, self)
+        assert self._group is not None  # `open` has set it  # noqa: S101
+        self._group.create_task(self._own(job), name=f"{task.type} {task.id}", context=copy_context())
+        return job.handle
+
+    def cancel(self, handle: TaskHandle, reason: str | None) -> bool:
+        """Begin to cancel the task of a handle; False if it has ended already."""
+        job = self._jobs.get(handle.id)
+        return job is not None and self._cancel(job, reason)
+
+    def retrieved(self, handle: TaskHandle) -> None:
+        """Note that somebody has learned how a task ended: if it failed, the failure is theirs from now on."""
+        self._lost.pop(handle, None)
+        if handle._uncounted:
+            handle._uncounted = False
+            self._lost_count -= 1
+
+    @contextmanager
+    def lending(self) -> Generator[None]:
+        """Lend the slot of the current job, if there is one, for as long as it waits in the block."""
+        job = self._current()
+        if job is None:
+            yield
+            return
+        job.waiting_for += 1
+        if job.has_slot:
+            job.has_slot = False
+            self._give_slot()
+        try:
+            yield
+        finally:
+            self._end_wait(job)
+
+    # Going out.
+
+    async def wait_idle(self) -> None:
+        """Wait until no task runs or waits, but the ones that this is called in."""
+        own = self._own_chain()
+        while self._jobs.keys() - own:
+            self._ended = anyio.Event()
+            await self._ended.wait()
+
+    def stop_accepting(self) -> None:
+        """Refuse new tasks from now on, but for children of those that run."""
+        if self._state == "open":
+            self._state = "draining"
+            self._wake_submitters()
+
+    async def cut(self, reason: str) -> list[TaskResult]:
+        """Refuse every new task, cancel all that there are and wait for their end; return how they ended."""
+        self._state = "closed"
+        self._wake_submitters()
+        own = self._own_chain()
+        cut = [job.task for job in reversed(self._jobs.values()) if job.task.id not in own and self._cancel(job, reason)]
+        await self.wait_idle()
+        return [TaskResult.from_task(task) for task in reversed(cut)]
+
+    def take_lost(self) -> tuple[list[CoreError], int]:
+        """Return the failures that reached nobody, as far as they were kept, and how many there are in all."""
+        errors = []
+        for handle, cause in self._lost.items():
+            try:
+                outcome_of(handle.task, cause)
+            except CoreError as error:
+                errors.append(error)
+        count = len(errors) + self._lost_count
+        self._lost.clear()
+        self._lost_count = 0
+        return errors, count
+
+    # The life of a job.
+
+    def _accept(self, job: Job) -> Job:
+        self._jobs[job.task.id] = job
+        self._accepted += 1
+        self._log.emit("task_accepted", task_id=job.task.id, type=job.task.type, parent_id=job.task.parent_id)
+        return job
+
+    async def _own(self, job: Job) -> None:
+        """Execute a job as a task of its own."""
+        # This is a context of its own, a copy of the submitter's: nothing has to be set back.
+        current_job.set(job)
+        current_runtime.set(self._runner)
+        current_execution.set(None)
+        try:
+            with job.scope:
+                await self._execute(job)
+        except BaseException as error:
+            cancelled, rest = split_cancellation(error)
+            if not cancelled or (rest is not None and not isinstance(rest, Exception)):
+                raise
+            # It is settled, and the task ends here. Passing on what may be a foreign `Task.cancel()` would have AnyIO
+            # cancel the whole group; whoever cancels the group itself finds this task at its end anyway.
+
+    async def _execute(self, job: Job) -> None:
+        """Wait for a turn, run the agent, settle. Exceptions become the task's outcome, anything else goes on."""
+        try:
+            if job.turn is not None:
+                await self._wait_for_turn(job, job.turn)
+            result = await self._perform(job)
+        except Exception as error:
+            self._settle(job, None, error)
+        except BaseException as error:
+            self._settle(job, None, error)
+            raise
+        else:
+            self._settle(job, result, result.cause)
+
+    async def _wait_for_turn(self, job: Job, turn: Turn) -> None:
+        try:
+            with anyio.move_on_at(job.plan.total.at if job.plan.total is not None else None):
+                await turn.event.wait()
+        finally:
+            if turn.granted:
+                job.has_slot = True
+            else:
+                self._slots.withdraw(turn, job.task.priority)
+            if job.handle is not None:
+                self._give_room()
+        job.plan.check(job.task, "while it waited for its turn")
+
+    async def _perform(self, job: Job) -> AgentResult:
+        task = job.task
+        if job.scope.cancel_called:
+            # Cancelled between its acceptance and its first step: not a line of the agent runs.
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        task.start()
+        self._log.emit("task_started", task_id=task.id, type=task.type)
+        agent = job.plan.route.take()
+        try:
+            return await agent.execute(AgentContext(task, runner=self._runner, limit=job.plan.limit()))
+        finally:
+            if job.plan.route.owned:
+                # Shielded and limited in time by itself.
+                await self._dismiss(agent)
+
+    async def _dismiss(self, agent: BaseAgent) -> None:
+        """Terminate the agent of one task. The task's outcome stands whatever happens here, so a failure is the runtime's."""
+        try:
+            await agent.terminate()
+        except Exception as error:
+            self.failures.append(error)
+
+    def _settle(self, job: Job, result: AgentResult | None, error: BaseException | None) -> None:
+        """Do all that follows from the end of an execution, at once."""
+        task = job.task
+        job.ended = True
+        cancelled = False
+        if result is None and error is not None:
+            cancelled, error = split_cancellation(error)
+        # Whoever has moved the task by hand has decided its outcome.
+        with suppress(TaskStateError):
+            self._move(task, result, error, cancelled=cancelled)
+        job.cause = error
+        self._return_slot(job)
+        del self._jobs[task.id]
+        self._recent[task.id] = task
+        if len(self._recent) > self._retention:
+            self._recent.popitem(last=False)
+        self._counts[task.state] += 1
+        self._log.emit(f"task_{task.state}", task_id=task.id, type=task.type, duration_ms=task.duration_ms)
+        if job.handle is not None:
+            self._tell(job, job.handle)
+        if self._ended is not None:
+            self._ended.set()
+
+    def _move(self, task: BaseTask, result: AgentResult | None, error: BaseException | None, *, cancelled: bool) -> None:
+        if result is not None and result.success:
+            task.complete(result.output if isinstance(result.output, dict) else {"result": result.output})
+        elif cancelled or task.cancel_requested:
+            task.cancel(None if task.cancel_requested else "the scope around it was cancelled")
+        else:
+            task.fail(_failure(result, error))
+
+    def _tell(self, job: Job, handle: TaskHandle) -> None:
+        if job.task.state is TaskState.FAILED or (job.task.state is TaskState.CANCELED and job.cause is not None):
+            if len(self._lost) < MAX_LOST:
+                self._lost[handle] = job.cause
+            else:
+                self._lost_count += 1
+                handle._uncounted = True
+        handle._finish(job.cause)
+
+    def _cancel(self, job: Job, reason: str | None) -> bool:
+        if not job.task.request_cancel(reason):
+            return False
+        job.scope.cancel(reason)
+        return True
+
+    # Who is asking.
+
+    def _current(self) -> Job | None:
+        """Return the job of this scheduler that the caller is a part of."""
+        job = current_job.get()
+        # A task that was started in a job may outlive it and still have it in its context.
+        return job if isinstance(job, Job) and self._jobs.get(job.task.id) is job else None
+
+    def _own_chain(self) -> set[str]:
+        """Return the ids of the tasks that wait for the caller."""
+        chain = set()
+        job = self._current()
+        while job is not None:
+            chain.add(job.task.id)
+            job = job.parent if job.handle is None else None
+        return chain
+
+    def _check(self, task: BaseTask, parent: Job | None) -> None:
+        if self._state != "open" and not (self._state == "draining" and parent is not None):
+            raise RuntimeClosedError(
+                f"a runtime takes tasks between entering and leaving its block: got one of type {task.type!r} "
+                f"in state {self._state!r}; "
+                + ("write `async with AgentRuntime() as runtime:`" if self._state == "new" else "it is shutting down"),
+                {"state": self._state, "task_id": task.id, "type": task.type},
+            )
+        if task.state is not TaskState.PENDING:
+            raise TaskStateError(
+                f"a task that is run or submitted must be PENDING: got task {task.id} in state {task.state.name}; "
+                "create a new task",
+                {"task_id": task.id, "state": task.state, "transition": "submit", "allowed": []},
+            )
+        if task.id in self._jobs:
+            raise TaskError(
+                f"a task can be submitted once: got task {task.id}, which the runtime has already; keep its handle",
+                {"task_id": task.id},
+            )
+
+    # Slots and room.
+
+    def _line_up(self, task: BaseTask) -> Turn:
+        turn = Turn()
+        self._slots.wait(turn, task.priority)
+        return turn
+
+    async def _queue_up(self, task: BaseTask, plan: Plan, parent: Job | None) -> Turn | None:
+        """Take a slot and return None, or take a place in the queue and return the turn that it leads to."""
+        if self._slots.try_take():
+            return None
+        if not self._room.try_take():
+            await self._wait_for_room(task, plan, parent)
+            if self._slots.try_take():
+                self._give_room()
+                return None
+        return self._line_up(task)
+
+    async def _wait_for_room(self, task: BaseTask, plan: Plan, parent: Job | None) -> None:
+        """Wait for a place in the queue."""
+        turn = Turn()
+        while not turn.granted:
+            turn = Turn()
+            self._room.wait(turn, task.priority)
+            try:
+                with self.lending(), anyio.move_on_at(plan.total.at if plan.total is not None else None):
+                    await turn.event.wait()
+            except BaseException:
+                if turn.granted:
+                    self._give_room()
+                raise
+            finally:
+                if not turn.granted:
+                    self._room.withdraw(turn, task.priority)
+            if not turn.granted:
+                plan.check(task, "before the queue had room for it; it was not accepted")
+                self._check(task, parent)
+
+    def _wake_submitters(self) -> None:
+        """Have everyone who waits for room ask anew whether he may."""
+        for turn in self._room.drop_all():
+            turn.event.set()
+
+    def _give_slot(self) -> None:
+        turn = self._slots.give()
+        if turn is not None:
+            turn.grant()
+
+    def _give_room(self) -> None:
+        turn = self._room.give()
+        if turn is not None:
+            turn.grant()
+
+    def _return_slot(self, job: Job) -> None:
+        """Give the slot of a job back: to the parent that waits for it, if this was its last child, else to the next."""
+        parent = job.parent if job.handle is None else None
+        if parent is not None and not parent.ended and job.has_slot and parent.waiting_for == 1:
+            parent.waiting_for, parent.has_slot, job.has_slot = 0, True, False
+            return
+        if job.has_slot:
+            job.has_slot = False
+            self._give_slot()
+        if parent is not None:
+            self._end_wait(parent)
+
+    def _end_wait(self, job: Job) -> None:
+        """End one wait of a job; with the last one it has its slot again."""
+        job.waiting_for -= 1
+        if job.waiting_for == 0 and not job.ended:
+            self._slots.reclaim()
+            job.has_slot = True
+
+
+def _failure(result: AgentResult | None, error: BaseException | None) -> dict[str, Any]:
+    """Return what a failed task keeps: what its agent said, else the exception; and the deadline, if it was one."""
+    said = result.error if result is not None else None
+    if isinstance(said, Mapping):
+        failure = dict(said)
+    elif said is not None:
+        failure = {"error_type": "AgentFailure", "message": str(said), "error": said}
+    elif error is not None:
+        failure = describe(error)
+    else:
+        failure = {"error_type": "AgentFailure", "message": "the agent gave success=False and no error"}
+    if isinstance(error, AgentTimeoutError | TaskTimeoutError):
+        failure.setdefault("deadline", error.details["deadline"])
+    return failure
