@@ -1,0 +1,113 @@
+"""agentcore: the structured-concurrency core of multi-agent programs, on asyncio and on trio."""
+
+from agentcore._agent_records import AgentCapability, AgentConfig, AgentContext, AgentMetrics, AgentResult
+from agentcore._agents import BaseAgent
+from agentcore._entry import run
+from agentcore._events import Event
+from agentcore._handle import TaskHandle
+from agentcore._registry import (
+    ClassRegistry,
+    FunctionRegistry,
+    Registry,
+    RegistryStatistics,
+    clear_registries,
+    get_class_registry,
+    get_function_registry,
+    get_registry,
+)
+from agentcore._rules.agent_states import AgentState
+from agentcore._rules.task_states import TaskPriority, TaskState
+from agentcore._runtime import AgentRuntime, RuntimeConfig, RuntimeStatistics, ShutdownReport
+from agentcore._tasks import BaseTask, Checkpoint, TaskFactory, TaskResult
+from agentcore.errors import (
+    AgentCrashedError,
+    AgentDeadlockError,
+    AgentError,
+    AgentExecutionError,
+    AgentInitializationError,
+    AgentResultError,
+    AgentTerminatedError,
+    AgentTimeoutError,
+    CircuitBreakerError,
+    ConfigurationError,
+    CoreError,
+    RegistryError,
+    RuntimeClosedError,
+    Severity,
+    StoreError,
+    TaskCanceledError,
+    TaskError,
+    TaskExecutionError,
+    TaskNotFoundError,
+    TaskRoutingError,
+    TaskStateError,
+    TaskTimeoutError,
+    WorkerPoolError,
+)
+
+__all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
+    # runtime
+    "AgentRuntime",
+    "RuntimeConfig",
+    "RuntimeStatistics",
+    "ShutdownReport",
+    "run",
+    # agents
+    "AgentCapability",
+    "AgentConfig",
+    "AgentContext",
+    "AgentMetrics",
+    "AgentResult",
+    "AgentState",
+    "BaseAgent",
+    # tasks
+    "BaseTask",
+    "Checkpoint",
+    "TaskFactory",
+    "TaskHandle",
+    "TaskPriority",
+    "TaskResult",
+    "TaskState",
+    # registries
+    "ClassRegistry",
+    "FunctionRegistry",
+    "Registry",
+    "RegistryStatistics",
+    "clear_registries",
+    "get_class_registry",
+    "get_function_registry",
+    "get_registry",
+    # events
+    "Event",
+    # errors
+    "AgentCrashedError",
+    "AgentDeadlockError",
+    "AgentError",
+    "AgentExecutionError",
+    "AgentInitializationError",
+    "AgentResultError",
+    "AgentTerminatedError",
+    "AgentTimeoutError",
+    "CircuitBreakerError",
+    "ConfigurationError",
+    "CoreError",
+    "RegistryError",
+    "RuntimeClosedError",
+    "Severity",
+    "StoreError",
+    "TaskCanceledError",
+    "TaskError",
+    "TaskExecutionError",
+    "TaskNotFoundError",
+    "TaskRoutingError",
+    "TaskStateError",
+    "TaskTimeoutError",
+    "WorkerPoolError",
+]
+
+for _name in __all__:
+    # What is exported belongs to the facade: in tracebacks, in documentation, in pickles.
+    _item = globals()[_name]
+    if _item.__module__.startswith("agentcore."):
+        _item.__module__ = "agentcore"
+del _name, _item

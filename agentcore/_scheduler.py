@@ -466,6 +466,11 @@ class Scheduler:
 
     # Who is asking.
 
+    def inherited(self) -> dict[str, Any]:
+        """Return the fields that a new task has from the one it is made in."""
+        job = self._current()
+        return {} if job is None else {"parent_id": job.task.id, "trace_id": job.task.trace_id}
+
     def _current(self) -> Job | None:
         """Return the job of this scheduler that the caller is a part of."""
         job = current_job.get()

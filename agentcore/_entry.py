@@ -1,0 +1,117 @@
+"""Ways into a runtime from code that has no event loop yet."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import anyio
+
+from agentcore import _interop
+from agentcore._runtime import AgentRuntime, RuntimeConfig
+from agentcore.errors import ConfigurationError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Interruption:
+    """What signals do to a runtime: the first drains it, the second cancels everything, the third ends the process."""
+
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self.signals: list[int] = []
+        self._scope = scope
+        self._first = anyio.Event()
+        self._wake_up = _interop.wake_up_function()
+
+    def __call__(self, number: int) -> None:
+        # In a signal handler: any line of the program may be half done, so this only notes, and wakes up the loop.
+        self.signals.append(number)
+        if len(self.signals) == 1:
+            self._wake_up(self._first.set)
+        elif len(self.signals) == 2:  # noqa: PLR2004 - drain, cancel, exit
+            self._wake_up(self._cancel)
+        else:
+            os._exit(128 + number)
+
+    def _cancel(self) -> None:
+        self._scope.cancel("a second signal came")
+
+    async def drain(self, runtime: AgentRuntime) -> None:
+        """Wait for the first signal; then shut the runtime down and cancel what its block still does."""
+        await self._first.wait()
+        await runtime.shutdown(reason=f"interrupted by {signal.Signals(self.signals[0]).name}")
+        # Whoever waited for a task that was cut short has been told; a block that does something else ends here.
+        self._scope.cancel("the runtime has been shut down by a signal")
+
+
+def run(
+    main: Callable[Concatenate[AgentRuntime, P], Awaitable[T]],
+    *args: P.args,
+    backend: str = "asyncio",
+    backend_options: Mapping[str, Any] | None = None,
+    config: RuntimeConfig | None = None,
+    on_shutdown: Callable[[AgentRuntime], object] | None = None,
+) -> T:
+    """Run a program in a runtime of its own, and handle signals: the entry for scripts.
+
+    The first SIGINT or SIGTERM drains the runtime: running tasks have `RuntimeConfig.grace` seconds to end, then they and
+    the program are cancelled. The second signal cancels at once, the third ends the process without any clean-up.
+    In a thread other than the main one signals are left alone.
+
+    Args:
+        main: a coroutine function; it gets the runtime, then `args`.
+        *args: for `main`.
+        backend: ``asyncio`` or ``trio``.
+        backend_options: as for `anyio.run`.
+        config: of the runtime.
+        on_shutdown: called with the runtime when it has been left, however it was: its `report` names what was cut short.
+
+    Returns:
+        What `main` returns, if it came to its end; after a signal too.
+
+    Raises:
+        KeyboardInterrupt: SIGINT came and something was cut short. A note names it.
+        SystemExit: SIGTERM came and something was cut short; the code is 143.
+        ConfigurationError: there is no such backend.
+        BaseException: whatever `main` raises, and what failed in the background of the runtime.
+    """
+    interrupted: list[int] = []
+    finished: list[T] = []
+    runtime = AgentRuntime(config)
+
+    async def block() -> None:
+        with anyio.CancelScope() as scope:
+            interruption = _Interruption(scope)
+            with _interop.signals_to(interruption, SIGNALS):
+                try:
+                    async with runtime, anyio.create_task_group() as group:
+                        group.start_soon(interruption.drain, runtime)
+                        finished.append(await main(runtime, *args))
+                        group.cancel_scope.cancel()
+                finally:
+                    interrupted.extend(interruption.signals)
+
+    try:
+        anyio.run(block, backend=backend, backend_options=dict(backend_options or {}))
+    except LookupError as error:
+        raise ConfigurationError(
+            f"backend must be 'asyncio' or 'trio': got {backend!r}; {error}", {"name": "backend", "value": backend}
+        ) from error
+    finally:
+        if on_shutdown is not None:
+            on_shutdown(runtime)
+    if finished:
+        return finished[0]
+    raise _interruption_error(interrupted[0], runtime)
+
+
+def _interruption_error(number: int, runtime: AgentRuntime) -> BaseException:
+    error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+    if runtime.report is not None:
+        error.add_note(runtime.report.summary())
+    return error
