@@ -1,11 +1,12 @@
 """What agents are made of and what passes through them: configuration, context, result, metrics."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
+# Their `__module__` reads agentcore, where names in strings could not be found.
 
 import enum
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, final
+from typing import Any, Final, Self, final
 
 import anyio
 import attrs
@@ -32,6 +33,9 @@ class AgentCapability(enum.StrEnum):
     RETRIEVAL = "retrieval"
     PERCEPTION = "perception"
     EVALUATION = "evaluation"
+
+
+_CAPABILITIES: Final = {member.value: member for member in AgentCapability}
 
 
 def _unusable(name: str, value: object, rule: str, remedy: str) -> ConfigurationError:
@@ -61,27 +65,27 @@ def to_capabilities(values: object) -> frozenset[AgentCapability | str]:
     found: set[AgentCapability | str] = set()
     for value in values:
         if not isinstance(value, str) or not value:
-            raise _unusable("a capability", value, "a member of AgentCapability or a string of your own", "name what it can do")
-        found.add(AgentCapability(value.lower()) if value.lower() in AgentCapability else value)
+            raise _unusable("capabilities", value, "members of AgentCapability or strings of your own", "name what it can do")
+        found.add(_CAPABILITIES.get(value.lower(), value))
     return frozenset(found)
 
 
-def _check_name(_: object, field: attrs.Attribute[str], value: object) -> None:
+def _check_name(_: object, field: "attrs.Attribute[str]", value: object) -> None:
     if not isinstance(value, str) or not value:
         raise _unusable(field.name, value, "a string that is not empty", "give it one")
 
 
-def _check_timeout(_: object, field: attrs.Attribute[float | None], value: object) -> None:
+def _check_timeout(_: object, field: "attrs.Attribute[float | None]", value: object) -> None:
     check_seconds(field.name, value)
 
 
-def _check_terminate_timeout(_: object, field: attrs.Attribute[float], value: object) -> None:
+def _check_terminate_timeout(_: object, field: "attrs.Attribute[float]", value: object) -> None:
     if value is None:
         raise _unusable(field.name, value, "a number of seconds, 0 or more", "termination always has a limit")
     check_seconds(field.name, value)
 
 
-def _check_max_concurrency(_: object, field: attrs.Attribute[int | None], value: object) -> None:
+def _check_max_concurrency(_: object, field: "attrs.Attribute[int | None]", value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise _unusable(field.name, value, "a whole number, 1 or more", "use None for no limit")
 
@@ -215,7 +219,7 @@ class AgentResult:
     @classmethod
     def success_result(
         cls, output: Any = None, execution_time: float = 0.0, metadata: Mapping[str, Any] | None = None
-    ) -> AgentResult:
+    ) -> Self:
         """Make a result of an execution that succeeded.
 
         Args:
@@ -228,7 +232,7 @@ class AgentResult:
     @classmethod
     def error_result(
         cls, error: Any, execution_time: float = 0.0, metadata: Mapping[str, Any] | None = None
-    ) -> AgentResult:
+    ) -> Self:
         """Make a result of an execution that failed.
 
         Args:

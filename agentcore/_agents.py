@@ -8,11 +8,12 @@ outcomes in ARCHITECTURE.md says.
 from __future__ import annotations
 
 import abc
+import copy
 import functools
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import anyio
 
@@ -28,6 +29,7 @@ from agentcore._context import current_execution
 from agentcore._interop import sources, split_cancellation
 from agentcore._rules.admission import Slots
 from agentcore._rules.agent_states import AgentLife, AgentState
+from agentcore._rules.waits import Wait, WaitGraph
 from agentcore.errors import (
     AgentDeadlockError,
     AgentExecutionError,
@@ -193,7 +195,7 @@ class BaseAgent(abc.ABC):
         await self._terminate(None)
 
     async def __aenter__(self) -> Self:
-        await self._initialize(None)
+        await self._initialize(None, None)
         return self
 
     async def __aexit__(
@@ -234,7 +236,7 @@ class BaseAgent(abc.ABC):
                 await self._wait_for_turn(around, context._limit)
             except AgentTimeoutError as error:
                 self._timeouts += 1
-                return await self._recover(error, context)
+                return await self._recover(error, context, None)
         clock = sources.get().monotonic
         began = clock()
         life.running += 1
@@ -250,7 +252,7 @@ class BaseAgent(abc.ABC):
             if result.__class__ is not AgentResult:
                 raise self._not_a_result("process", result)
         except Exception as error:
-            result = await self._recover(error, context)
+            result = await self._recover(error, context, execution)
         except BaseException as error:
             self._interrupted(error)
             raise
@@ -274,7 +276,7 @@ class BaseAgent(abc.ABC):
         """Initialise the agent if need be, and run `process` under the earliest deadline."""
         outer = context._limit
         if not self._life.initialized:
-            await self._initialize(outer)
+            await self._initialize(outer, execution)
         seconds = self.config.timeout
         if seconds is None:
             if outer is None:
@@ -303,7 +305,7 @@ class BaseAgent(abc.ABC):
         self._timeouts += 1
         raise self._timeout(self._limit_at(at, outer))
 
-    async def _initialize(self, limit: Limit | None) -> None:
+    async def _initialize(self, limit: Limit | None, execution: Execution | None) -> None:
         life = self._life
         while life.initializing:
             # Another execution is at it. If it fails, its error is its own and this one tries again.
@@ -319,8 +321,10 @@ class BaseAgent(abc.ABC):
             try:
                 own = self._fresh_limit(self.config.timeout)
                 nearest = min((one for one in (own, limit) if one is not None), key=lambda one: one.at, default=None)
-                ready = await self._bounded(self.initialize(), nearest)
+                ready = await self._bounded(self.initialize(), nearest, execution)
             except Exception as error:
+                if isinstance(error, AgentTerminatedError) and life.terminating:
+                    raise
                 raise AgentInitializationError(
                     f"agent {self.name!r} could not be initialised: {type(error).__name__}: {error}", {"agent": self.name}
                 ) from error
@@ -337,7 +341,7 @@ class BaseAgent(abc.ABC):
                 self._initialized.set()
                 self._initialized = None
 
-    async def _recover(self, error: Exception, context: AgentContext) -> AgentResult:
+    async def _recover(self, error: Exception, context: AgentContext, execution: Execution | None) -> AgentResult:
         """Have `handle_error` turn an error into a result; if it cannot, the agent is in ERROR."""
         life = self._life
         if isinstance(error, AgentTerminatedError) and life.terminating:
@@ -348,10 +352,12 @@ class BaseAgent(abc.ABC):
             seconds = self.config.timeout
             if seconds is None and context._limit is not None:
                 seconds = context._limit.seconds
-            result = await self._bounded(self.handle_error(error, context), self._fresh_limit(seconds))
+            result = await self._bounded(self.handle_error(error, context), self._fresh_limit(seconds), execution)
             if result.__class__ is not AgentResult:
                 raise self._not_a_result("handle_error", result)
         except Exception as second:
+            if isinstance(second, AgentTerminatedError) and life.terminating:
+                raise
             life.broken = True
             self._failures += 1
             raise AgentExecutionError(
@@ -365,8 +371,9 @@ class BaseAgent(abc.ABC):
             raise
         finally:
             life.handling -= 1
-        if not result.success and result.cause is None:
-            result.cause = error
+        # On a copy: an agent may give the same object for every error, and would show each caller another one's.
+        result = copy.copy(result)
+        result.cause = None if result.success else error
         return result
 
     def _interrupted(self, interruption: BaseException) -> None:
@@ -378,11 +385,20 @@ class BaseAgent(abc.ABC):
             self._life.broken = True
             self._failures += 1
 
-    async def _bounded(self, work: Awaitable[T], limit: Limit | None) -> T:
+    async def _bounded(self, work: Awaitable[T], limit: Limit | None, execution: Execution | None = None) -> T:
+        """Await something until a limit; as a part of an execution, until the agent is terminated as well."""
         if limit is None:
             return await work
-        with anyio.CancelScope(deadline=limit.at):
-            return await work
+        scope = anyio.move_on_at(limit.at)
+        if execution is not None:
+            self._scopes[scope] = execution
+        try:
+            with scope:
+                return await work
+        finally:
+            self._scopes.pop(scope, None)
+        if execution is not None and self._life.terminating:
+            raise self._gone()
         raise self._timeout(limit)
 
     def _fresh_limit(self, seconds: float | None) -> Limit | None:
@@ -396,34 +412,32 @@ class BaseAgent(abc.ABC):
 
     async def _wait_for_turn(self, around: object, limit: Limit | None) -> None:
         """Wait in order of arrival for one of the executions that run to end."""
-        self._refuse_circle(around)
+        wait = Wait(self, tuple((link[0], id(link)) for link in _links(around)))
+        circle = _waits.circle(wait)
+        if circle is not None:
+            names = [agent.name for agent in circle]
+            raise AgentDeadlockError(
+                f"agents would wait for each other for ever: {' → '.join([*names, names[0]])}; "
+                f"raise max_concurrency of {self.name!r} (it is {self.config.max_concurrency}) or break the circle",
+                {"agents": names},
+            )
         turn = anyio.Event()
         self._slots.wait(turn)
+        _waits.add(wait)
         try:
             await self._bounded(turn.wait(), limit)
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
                 self._pass_turn_on()
             raise
+        finally:
+            _waits.remove(wait)
         if self._life.terminating:
             raise self._gone()
 
     def _pass_turn_on(self) -> None:
         if (turn := self._slots.give()) is not None:
             turn.set()
-
-    def _refuse_circle(self, around: object) -> None:
-        """Raise if this chain of calls runs the agent already: it would wait for itself."""
-        names = [self.name]
-        for agent in _chain(around):
-            names.append(agent.name)
-            if agent is self:
-                circle = " → ".join(reversed(names))
-                raise AgentDeadlockError(
-                    f"agents would wait for each other for ever: {circle}; "
-                    f"raise max_concurrency of {self.name!r} (it is {self.config.max_concurrency}) or break the circle",
-                    {"agents": names[::-1]},
-                )
 
     async def _terminate(self, hook: _Hook | None) -> None:
         life = self._life
@@ -456,7 +470,7 @@ class BaseAgent(abc.ABC):
     async def _end_executions(self) -> None:
         """Let the executions end, then make them; give up on those that cannot be made to."""
         # Whoever terminates an agent from within its own execution does not wait for himself.
-        own = sum(agent is self for agent in _chain(current_execution.get()))
+        own = sum(link[0] is self for link in _links(current_execution.get()))
         for cancel in (False, True):
             with anyio.CancelScope(deadline=anyio.current_time() + self.config.terminate_timeout, shield=True):
                 while self._life.running > own:
@@ -492,14 +506,12 @@ class BaseAgent(abc.ABC):
 
 
 def _links(execution: object) -> Iterator[Execution]:
-    """Go through a chain of executions from the inside out."""
+    """Go through the executions of a chain that still run, from the inside out."""
     while isinstance(execution, list):
-        yield execution
+        if execution[0] is not None:
+            yield execution
         execution = execution[1]
 
 
-def _chain(execution: object) -> Iterator[BaseAgent]:
-    """Go through the agents that are executing in a chain, from the inside out."""
-    for agent, _ in _links(execution):
-        if agent is not None:
-            yield agent
+# Of all agents in the process. An agent is used in one event loop, so the waits of several never meet.
+_waits: Final[WaitGraph[BaseAgent]] = WaitGraph(lambda agent: agent._life.running)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
-
-import attrs
+from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 from agentcore._events import to_datetime
 from agentcore._rules.task_states import TaskPriority
@@ -15,99 +13,104 @@ from agentcore._rules.task_states import TaskPriority
 if TYPE_CHECKING:
     from cattrs import Converter
 
-T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
 
 Timestamp = NewType("Timestamp", float)
 """Seconds since the epoch inside, ISO 8601 in UTC outside."""
 
-NOT_STORED: Final[Mapping[str, Any]] = {"agentcore.stored": False}
-"""Metadata of a field that `unstructure` leaves out, because its class writes it in a form of its own."""
 
-
-@attrs.frozen
-class StoredEvent:
-    """An event as `BaseTask.to_dict` writes it."""
-
-    sequence: int
-    event_type: str
-    at: Timestamp
-    data: dict[str, Any]
-
-
-@attrs.frozen
-class StoredCheckpoint:
-    """A checkpoint as `BaseTask.to_dict` writes it."""
-
-    at: Timestamp
-    data: dict[str, Any]
-
-
-class StructureError(Exception):
-    """Plain values do not fit a class. ``problems`` lists every fault as ``message @ $.path``."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """Mark seconds since the epoch as what they are."""
+    return None if seconds is None else Timestamp(seconds)
 
 
 def unstructure(instance: object) -> dict[str, Any]:
-    """Return the fields of an attrs instance as plain values, private ones under their public names."""
+    """Return the arguments that an attrs instance was made with as plain values."""
     values: dict[str, Any] = _converter().unstructure(instance)
     return values
 
 
-def structure(values: Mapping[str, Any], cls: type[T]) -> T:
-    """Make an instance of an attrs class from plain values.
+def structure_all(values: object, first: type[A], second: type[B]) -> tuple[tuple[A, B], list[str]]:
+    """Make instances of two attrs classes from one mapping that has the values of both.
 
-    Raises:
-        StructureError: they do not fit.
+    Returns:
+        The instances; and the faults of both, each as ``message @ $.path``. If there are any, the instances are not to be used.
     """
+    made: list[Any] = []
+    problems: list[str] = []
+    for cls in (first, second):
+        instance, faults = _structure(values, cls)
+        made.append(instance)
+        problems += faults
+    return (made[0], made[1]), problems
+
+
+def _structure(values: object, cls: type[A]) -> tuple[A | None, list[str]]:
     from cattrs.errors import BaseValidationError  # noqa: PLC0415 - loaded when needed
     from cattrs.v import transform_error  # noqa: PLC0415
 
     if not isinstance(values, Mapping):
-        raise StructureError([f"a mapping is expected: got {values!r} @ $"])
+        return None, [f"a mapping is expected: got {values!r} @ $"]
     try:
-        return _converter().structure(values, cls)
+        return _converter().structure(values, cls), []
     except BaseValidationError as error:
-        raise StructureError(transform_error(error)) from error
+        return None, transform_error(error, format_exception=_told)
     except Exception as error:  # noqa: BLE001 - a hook or a constructor may raise anything; it is named, not hidden
-        raise StructureError([f"{error} @ $"]) from error
+        return None, [f"{error} @ $"]
 
 
-def _priority_by_name(name: object, _: object) -> TaskPriority:
-    # No KeyError out of here: cattrs takes that for a field that is missing.
-    if name not in TaskPriority.__members__:
-        raise ValueError(f"one of {', '.join(TaskPriority.__members__)} is expected: got {name!r}")
-    return TaskPriority[str(name)]
+def _told(error: BaseException, expected: type | None) -> str:
+    """Return the words of a fault; cattrs' own would drop the text of hooks and validators."""
+    from cattrs.v import format_exception  # noqa: PLC0415
+
+    return str(error) if isinstance(error, ValueError | TypeError) and str(error) else format_exception(error, expected)
 
 
 @cache
 def _converter() -> Converter:
     from cattrs import Converter  # noqa: PLC0415
-    from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override  # noqa: PLC0415
 
     converter = Converter(use_alias=True)
     converter.register_unstructure_hook(TaskPriority, lambda priority: priority.name)
-    converter.register_structure_hook(TaskPriority, _priority_by_name)
+    converter.register_structure_hook(TaskPriority, _priority)
     converter.register_unstructure_hook(Timestamp, lambda seconds: to_datetime(seconds).isoformat())
-    converter.register_structure_hook(Timestamp, lambda text, _: datetime.fromisoformat(text).timestamp())
-
-    def omitted(cls: type) -> dict[str, Any]:
-        return {
-            field.name: override(omit=True) for field in attrs.fields(cls) if field.metadata.get("agentcore.stored") is False
-        }
-
-    @converter.register_unstructure_hook_factory(attrs.has)
-    def _unstructure(cls: type) -> Any:
-        return make_dict_unstructure_fn(
-            cls, converter, _cattrs_include_init_false=True, _cattrs_use_alias=True, **omitted(cls)
-        )
-
-    @converter.register_structure_hook_factory(attrs.has)
-    def _structure(cls: type) -> Any:
-        return make_dict_structure_fn(
-            cls, converter, _cattrs_include_init_false=True, _cattrs_use_alias=True, **omitted(cls)
-        )
-
+    converter.register_structure_hook(Timestamp, _timestamp)
+    # cattrs would call str() and int() on anything. By identity: enumerations are strings and numbers as well.
+    converter.register_structure_hook_func(lambda cls: cls is str, _text)
+    converter.register_structure_hook_func(lambda cls: cls is int, _whole)
+    converter.register_structure_hook_func(lambda cls: cls is bool, _flag)
     return converter
+
+
+# No KeyError out of these: cattrs takes that for a field that is missing.
+
+
+def _priority(name: object, _: object) -> TaskPriority:
+    if name not in TaskPriority.__members__:
+        raise ValueError(f"one of {', '.join(TaskPriority.__members__)} is expected: got {name!r}")
+    return TaskPriority[str(name)]
+
+
+def _timestamp(text: object, _: object) -> Timestamp:
+    if not isinstance(text, str):
+        raise TypeError(f"a time in ISO 8601 is expected: got {text!r}")
+    return Timestamp(datetime.fromisoformat(text).timestamp())
+
+
+def _text(value: object, _: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a string is expected: got {value!r}")
+    return value
+
+
+def _whole(value: object, _: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a whole number is expected: got {value!r}")
+    return value
+
+
+def _flag(value: object, _: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false is expected: got {value!r}")
+    return value

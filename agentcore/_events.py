@@ -3,7 +3,8 @@
 A log costs an append as long as nobody listens. It holds raw tuples; the records are made when somebody looks.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
+# Their `__module__` reads agentcore, where names in strings could not be found.
 
 import logging
 from collections import deque

@@ -248,7 +248,11 @@ class Registry(Generic[T]):
         Args:
             name: what to find it by; its own ``__name__`` if omitted.
             **metadata: what else is known of it.
+
+        Raises:
+            RegistryError: the name is not usable, or `decorator` was used without parentheses.
         """
+        self._check_decorator_name(name, "decorator")
 
         def register(item: T) -> T:
             return self.register(self._name_of(item) if name is None else name, item, **metadata)
@@ -315,34 +319,43 @@ class Registry(Generic[T]):
 
     def _peek(self, name: str) -> T | Mapping[str, Any]:
         """Return an item without counting, `_NOTHING` if there is none."""
-        if name in self._items:
-            return self._items[name]
-        if name in self._lazy:
-            return self._resolve(name)
-        return self._beneath._peek(name) if self._beneath is not None else _NOTHING
+        item = self._items.get(name, _NOTHING)
+        if item is _NOTHING:
+            item = self._resolve(name)
+        if item is not _NOTHING or self._beneath is None:
+            return item
+        return self._beneath._peek(name)
 
     def _resolve(self, name: str) -> T | Mapping[str, Any]:
-        # Under the lock: of several threads that ask at once, one imports. It is re-entrant, for a module that
-        # registers itself while it is imported.
-        with self._lock:
-            lazy = self._lazy.get(name)
+        while True:
+            with self._lock:
+                if name in self._items:
+                    return self._items[name]
+                lazy = self._lazy.get(name)
             if lazy is None:
-                return self._items.get(name, _NOTHING)
-            module, _, attribute = lazy.target.partition(":")
-            try:
-                found: Any = importlib.import_module(module)
-                for part in attribute.split("."):
-                    found = getattr(found, part)
-            except Exception as error:
-                raise RegistryError(
-                    f"item {name!r} of registry {self.name!r} cannot be imported: got {error!r} from {lazy.target!r}; "
-                    "install the package or register another target",
-                    {"registry": self.name, "name": name, "target": lazy.target},
-                ) from error
-            if self._lazy.get(name) is lazy:  # not replaced by the import itself
-                self._items = {**self._items, name: found}
-                self._lazy = _without(self._lazy, name)
-            return self._items[name]
+                return _NOTHING
+            # Not under the lock: the module may register things by itself, and wait for a thread that imports it while
+            # that one waits for this registry. Several threads that ask at once import once all the same.
+            found = self._import(name, lazy.target)
+            with self._lock:
+                # Unless it was replaced in the meantime, also by the import itself.
+                if self._lazy.get(name) is lazy:
+                    self._items = {**self._items, name: found}
+                    self._lazy = _without(self._lazy, name)
+
+    def _import(self, name: str, target: str) -> Any:
+        module, _, attribute = target.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except Exception as error:
+            raise RegistryError(
+                f"item {name!r} of registry {self.name!r} cannot be imported: got {error!r} from {target!r}; "
+                "install the package or register another target",
+                {"registry": self.name, "name": name, "target": target},
+            ) from error
+        return found
 
     def _write(self, name: str, metadata: Mapping[str, Any], *, item: Any = None, lazy: _Lazy | None = None) -> None:
         if not isinstance(name, str) or not name:
@@ -376,6 +389,14 @@ class Registry(Generic[T]):
         if self._on_write is not None:
             self._on_write()
 
+    def _check_decorator_name(self, name: object, method: str) -> None:
+        # Without parentheses the decorated thing arrives as the name, and would be lost.
+        if name is not None and (not isinstance(name, str) or not name):
+            raise RegistryError(
+                f"{method} of registry {self.name!r} takes a name: got {name!r}; write @registry.{method}()",
+                {"registry": self.name, "name": name},
+            )
+
     def _name_of(self, item: object) -> str:
         name = getattr(item, "__name__", None)
         if not isinstance(name, str):
@@ -395,7 +416,11 @@ class FunctionRegistry(Registry[Callable[..., Any]]):
         Args:
             name: what to find it by; its own name if omitted.
             **metadata: what else is known of it; goes before what is read off the function.
+
+        Raises:
+            RegistryError: the name is not usable, or `register_function` was used without parentheses.
         """
+        self._check_decorator_name(name, "register_function")
 
         def register(function: F) -> F:
             if not callable(function):
@@ -424,7 +449,11 @@ class ClassRegistry(Registry[type]):
         Args:
             name: what to find it by; its own name if omitted.
             **metadata: what else is known of it; goes before what is read off the class.
+
+        Raises:
+            RegistryError: the name is not usable, or `register_class` was used without parentheses.
         """
+        self._check_decorator_name(name, "register_class")
 
         def register(cls: C) -> C:
             if not isinstance(cls, type):

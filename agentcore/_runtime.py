@@ -4,7 +4,8 @@ This is the only part that composes the others. What it offers is done by `Sched
 `Directory` (``runtime.agents``); what is its own is how the block is entered and left.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
+# Their `__module__` reads agentcore, where names in strings could not be found.
 
 import math
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ from agentcore.errors import AgentCrashedError, ConfigurationError, RuntimeClose
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _check_count(_: object, field: attrs.Attribute[int], value: object) -> None:
+def _check_count(_: object, field: "attrs.Attribute[int]", value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(
             f"{field.name} of a runtime must be a whole number, 1 or more: got {value!r}; "
@@ -39,7 +40,7 @@ def _check_count(_: object, field: attrs.Attribute[int], value: object) -> None:
         )
 
 
-def _check_grace(_: object, field: attrs.Attribute[float], value: object) -> None:
+def _check_grace(_: object, field: "attrs.Attribute[float]", value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ConfigurationError(
             f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; use 0 to cut at once",
@@ -156,7 +157,7 @@ class AgentRuntime:
         return f"<AgentRuntime {self.tasks.state}, {len(self.tasks)} tasks>"
 
     @staticmethod
-    def current() -> AgentRuntime:
+    def current() -> "AgentRuntime":
         """Return the runtime whose block or task this is called in.
 
         Raises:

@@ -5,7 +5,8 @@ A task does nothing by itself. Its state moves only along the table of `_rules.t
 a task exactly one wins, the others get a `TaskStateError` and change nothing.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others,
+# and their `__module__` reads agentcore, where the names in strings could not be found.
 
 import threading
 from collections.abc import Awaitable, Mapping
@@ -46,7 +47,40 @@ class Checkpoint:
     data: Mapping[str, Any]
 
 
-@attrs.define(kw_only=True, eq=False)
+@attrs.frozen
+class _StoredEvent:
+    sequence: int
+    event_type: str
+    at: _codec.Timestamp
+    data: Mapping[str, Any]
+
+
+@attrs.frozen
+class _StoredCheckpoint:
+    at: _codec.Timestamp
+    data: Mapping[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class _History:
+    """What `to_dict` writes besides the arguments of the class: all that has happened to a task."""
+
+    state: TaskState
+    output: dict[str, Any] | None
+    error: dict[str, Any] | None
+    attempt: int
+    failures: int
+    created_at: _codec.Timestamp
+    started_at: _codec.Timestamp | None
+    finished_at: _codec.Timestamp | None
+    duration_ms: int | None
+    cancel_reason: str | None
+    cancel_requested: bool
+    events: list[_StoredEvent]
+    checkpoints: list[_StoredCheckpoint]
+
+
+@attrs.define(kw_only=True, eq=False, repr=False)
 class BaseTask:
     """A unit of work.
 
@@ -90,19 +124,17 @@ class BaseTask:
     _error: dict[str, Any] | None = attrs.field(init=False)
     _attempt: int = attrs.field(init=False)
     _failures: int = attrs.field(init=False)
-    _created_at: _codec.Timestamp = attrs.field(init=False, repr=False)
-    _started_at: _codec.Timestamp | None = attrs.field(init=False, repr=False)
-    _finished_at: _codec.Timestamp | None = attrs.field(init=False, repr=False)
+    _created_at: float = attrs.field(init=False)
+    _started_at: float | None = attrs.field(init=False)
+    _finished_at: float | None = attrs.field(init=False)
     _cancel_reason: str | None = attrs.field(init=False)
-    _cancel_requested: bool = attrs.field(init=False, repr=False)
+    _cancel_requested: bool = attrs.field(init=False)
     # Monotonic: seconds at the start while it runs; seconds it took once it has ended. None before the start.
-    _clock: float | None = attrs.field(init=False, repr=False, metadata=_codec.NOT_STORED)
+    _clock: float | None = attrs.field(init=False)
     # Flat, three items an event (type, time, data), in a tuple: half the memory of a list of tuples.
-    _events: tuple[Any, ...] = attrs.field(init=False, repr=False, metadata=_codec.NOT_STORED)
-    _dropped_events: int = attrs.field(init=False, repr=False, metadata=_codec.NOT_STORED)
-    _checkpoints: list[tuple[float, dict[str, Any]]] | None = attrs.field(
-        init=False, repr=False, metadata=_codec.NOT_STORED
-    )
+    _events: tuple[Any, ...] = attrs.field(init=False)
+    _dropped_events: int = attrs.field(init=False)
+    _checkpoints: list[tuple[float, dict[str, Any]]] | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.__class__ is not BaseTask and "__attrs_attrs__" not in self.__class__.__dict__:
@@ -121,9 +153,12 @@ class BaseTask:
         self._output = self._error = self._cancel_reason = None
         self._attempt = self._failures = self._dropped_events = 0
         self._cancel_requested = False
-        self._created_at = sources.get().wall()  # type: ignore[assignment]
+        self._created_at = sources.get().wall()
         self._started_at = self._finished_at = self._clock = self._checkpoints = None
         self._events = ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._id} of type {self._type!r}, {self._state.name}, attempt {self._attempt}>"
 
     @classmethod
     def create(cls, type: str, input: Mapping[str, Any] | None = None, **fields: Any) -> Self:  # noqa: A002 - the field's name
@@ -221,10 +256,12 @@ class BaseTask:
     @property
     def duration_ms(self) -> int | None:
         """Milliseconds that the execution has taken so far, or took in all; None before the start."""
-        if self._clock is None:
-            return None
-        seconds = self._clock if self._finished_at is not None else _interop.monotonic() - self._clock
-        return int(seconds * 1000)
+        now = _interop.monotonic()
+        with _transition:  # the end of the task changes what the clock means
+            if self._clock is None:
+                return None
+            seconds = self._clock if self._finished_at is not None else now - self._clock
+        return int(max(seconds, 0) * 1000)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -256,7 +293,7 @@ class BaseTask:
                 self._refuse("start")
             self._state = state
             self._attempt += 1
-            self._started_at = at = current.wall()  # type: ignore[assignment]
+            self._started_at = at = current.wall()
             self._clock = current.monotonic()
             self._events += ("task_started", at, _NO_DATA)
             return self
@@ -423,12 +460,30 @@ class BaseTask:
         The priority stands by its name, times as ISO 8601 in UTC; ``schema_version`` tells readers what to expect.
         """
         with _transition:
-            values = _codec.unstructure(self)
-            values["duration_ms"] = self.duration_ms
-        values["events"] = [event.as_dict() | {"at": event.at.isoformat()} for event in self.events]
-        values["checkpoints"] = [{"at": point.at.isoformat(), "data": point.data} for point in self.checkpoints]
-        values["schema_version"] = self.schema_version
-        return values
+            arguments = _codec.unstructure(self)
+            history = _codec.unstructure(
+                _History(
+                    state=self._state,
+                    output=self._output,
+                    error=self._error,
+                    attempt=self._attempt,
+                    failures=self._failures,
+                    created_at=_codec.Timestamp(self._created_at),
+                    started_at=_codec.timestamp(self._started_at),
+                    finished_at=_codec.timestamp(self._finished_at),
+                    duration_ms=self.duration_ms,
+                    cancel_reason=self._cancel_reason,
+                    cancel_requested=self._cancel_requested,
+                    events=[
+                        _StoredEvent(event.sequence, event.event_type, _codec.Timestamp(event.at.timestamp()), event.data)
+                        for event in self.events
+                    ],
+                    checkpoints=[
+                        _StoredCheckpoint(_codec.Timestamp(at), data) for at, data in self._checkpoints or ()
+                    ],
+                )
+            )
+        return {"schema_version": self.schema_version, **arguments, "metadata": self.metadata, **history}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -437,37 +492,39 @@ class BaseTask:
         Raises:
             TaskError: something is missing or wrong, all of it listed; or a newer version wrote it.
         """
-        version = values.get("schema_version", cls.schema_version)
+        version = values.get("schema_version", cls.schema_version) if isinstance(values, Mapping) else cls.schema_version
         if not isinstance(version, int) or version > cls.schema_version:
             raise TaskError(
                 f"a task can be read up to schema_version {cls.schema_version}: got {version!r}; upgrade agentcore",
                 {"schema_version": version, "supported": cls.schema_version},
             )
-        try:
-            task = _codec.structure(values, cls)
-            task._restore(values)
-        except _codec.StructureError as error:
+        (task, history), problems = _codec.structure_all(values, cls, _History)
+        if problems:
             raise TaskError(
-                f"a task cannot be read: {'; '.join(error.problems)}; pass what to_dict() gave", {"problems": error.problems}
-            ) from error
+                f"a task cannot be read: {'; '.join(problems)}; pass what to_dict() gave", {"problems": problems}
+            )
+        task._restore(history)
         return task
 
-    def _restore(self, values: Mapping[str, Any]) -> None:
-        """Take over what `to_dict` writes in a form of its own."""
-        events = [_codec.structure(event, _codec.StoredEvent) for event in values.get("events", ())]
-        self._events = tuple(item for event in events for item in (event.event_type, event.at, event.data))
-        self._dropped_events = events[0].sequence - 1 if events else 0
-        points = [_codec.structure(point, _codec.StoredCheckpoint) for point in values.get("checkpoints", ())]
-        self._checkpoints = [(point.at, point.data) for point in points] or None
-        if (duration_ms := values.get("duration_ms")) is not None:
-            seconds = duration_ms / 1000
+    def _restore(self, history: _History) -> None:
+        self._state = history.state
+        self._output, self._error = history.output, history.error
+        self._attempt, self._failures = history.attempt, history.failures
+        self._created_at = history.created_at
+        self._started_at, self._finished_at = history.started_at, history.finished_at
+        self._cancel_reason, self._cancel_requested = history.cancel_reason, history.cancel_requested
+        self._events = tuple(item for event in history.events for item in (event.event_type, event.at, event.data))
+        self._dropped_events = history.events[0].sequence - 1 if history.events else 0
+        self._checkpoints = [(point.at, dict(point.data)) for point in history.checkpoints] or None
+        if history.duration_ms is not None:
+            seconds = history.duration_ms / 1000
             # The other process's monotonic clock means nothing here: what had elapsed is counted on.
             self._clock = seconds if self._finished_at is not None else _interop.monotonic() - seconds
 
     def _end(self, state: TaskState, event_type: str, data: Mapping[str, Any]) -> None:
         current = sources.get()
         self._state = state
-        self._finished_at = at = current.wall()  # type: ignore[assignment]
+        self._finished_at = at = current.wall()
         if self._clock is not None:
             self._clock = current.monotonic() - self._clock
         self._events += (event_type, at, data)
@@ -512,7 +569,7 @@ def to_priority(value: object) -> TaskPriority:
     """
     if isinstance(value, str) and value.upper() in TaskPriority.__members__:
         return TaskPriority[value.upper()]
-    if isinstance(value, int) and not isinstance(value, bool) and value in TaskPriority:
+    if isinstance(value, int) and not isinstance(value, bool) and value in TaskPriority._value2member_map_:
         return TaskPriority(value)
     raise _unusable("priority", value, f"one of {', '.join(TaskPriority.__members__)}", "use a member of TaskPriority")
 
@@ -579,7 +636,7 @@ class TaskResult:
     attempt: int
 
     @classmethod
-    def from_task(cls, task: BaseTask) -> TaskResult:
+    def from_task(cls, task: BaseTask) -> Self:
         """Take the result of a task, in whatever state it is."""
         with _transition:
             return cls(

@@ -26,7 +26,8 @@ CoreError
 A message reads ``<subject> <rule>: got <value>; <what to do>``. The values stand in ``details`` as well, for programs.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: `__module__` of these classes reads agentcore, where names in strings could
+# not be found by who reads annotations at run time.
 
 import enum
 import logging
@@ -302,7 +303,7 @@ class AgentCrashedError(AgentError, ExceptionGroup[Exception]):
     ) -> None:
         super().__init__(message, details)
 
-    def derive(self, excs: Sequence[Exception], /) -> AgentCrashedError:  # type: ignore[override]
+    def derive(self, excs: Sequence[Exception], /) -> "AgentCrashedError":  # type: ignore[override]
         """Return a group of the same kind around some of the leaves (for ``split`` and ``except*``)."""
         return type(self)(self.message, excs, self.details)
 

@@ -19,6 +19,7 @@ import os
 import re
 import stat
 import warnings
+from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
@@ -72,8 +73,8 @@ async def workflow(given: Json, context: AgentContext) -> Json:
     finally:
         for handle in reading:
             handle.cancel("the triage has ended early")
-    told = {"count": plan["count"], "findings": plan["findings"], "tally": tally, "limit": asked["largest"]}
-    return await context.run("summarise", told)
+    found = {"count": plan["count"], "findings": plan["findings"]}
+    return await context.run("summarise", {**found, "tally": tally, "limit": asked["largest"]})
 
 
 def options(given: Mapping[str, Any]) -> Json:
@@ -101,65 +102,60 @@ async def outcome(handle: TaskHandle) -> list[Json]:
 
 
 class TriageAgent(BaseAgent):
-    """What the three agents have in common: nothing to set up, and an error is their result."""
+    """What the three agents have in common."""
 
     async def initialize(self) -> bool:
         """Have nothing to set up."""
         return True
 
-    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+    async def process(self, context: AgentContext) -> AgentResult:
+        """Work on what the task asks for."""
+        asked = context.task.input if context.task else context.parameters
+        return AgentResult.success_result(await self.work(asked, context))
+
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:  # noqa: ARG002 - may be useful
         """Make the error the result of the task."""
         return AgentResult.error_result(error)
+
+    @abstractmethod
+    async def work(self, asked: Json, context: AgentContext) -> Json:
+        """Return the output of the task."""
 
 
 @agents.decorator("plan_agent")
 class PlannerAgent(TriageAgent):
     """Finds the files and cuts them into batches."""
 
-    async def process(self, context: AgentContext) -> AgentResult:
+    async def work(self, asked: Json, context: AgentContext) -> Json:
         """Have the tree walked."""
-        return AgentResult.success_result(await context.run("walk", context.task.input))
+        return await context.run("walk", asked)
 
 
 @agents.decorator("read_agent")
 class ReaderAgent(TriageAgent):
     """Measures the files of one batch; what fails with one of them does not harm the others."""
 
-    async def process(self, context: AgentContext) -> AgentResult:
+    async def work(self, asked: Json, context: AgentContext) -> Json:
         """Have file after file measured, each under its own deadline."""
-        asked = context.task.input
-        deadline: float = asked["deadline"]
         rows = []
         for file in map(Planned._make, asked["files"]):
             try:
                 job = {"root": asked["path"], "file": file}
-                rows.append(await context.run("measure", job, timeout=deadline))
+                rows.append(await context.run("measure", job, timeout=asked["deadline"]))
             except CoreError as error:
                 late = isinstance(error.__cause__, TimeoutError)
-                why = f"it took more than {deadline:g} s" if late else reason(error.__cause__ or error)
+                why = f"it took more than {asked['deadline']:g} s" if late else reason(error.__cause__ or error)
                 rows.append(not_read(file, why))
-        return AgentResult.success_result({"rows": rows})
+        return {"rows": rows}
 
 
 @agents.decorator("summarise_agent")
 class SummariserAgent(TriageAgent):
     """Makes the report."""
 
-    async def process(self, context: AgentContext) -> AgentResult:
+    async def work(self, asked: Json, context: AgentContext) -> Json:  # noqa: ARG002 - needs nobody else
         """Put plan and tally together."""
-        return AgentResult.success_result(report(**context.task.input))
-
-
-@handlers.decorator("walk")
-def walk_in_thread(asked: Json) -> Json:
-    """Find the files. As a plain function this runs in a worker thread."""
-    return walk(asked["path"], asked["ignore"], check_cancelled)
-
-
-@handlers.decorator("measure")
-def measure_in_thread(asked: Json) -> Json:
-    """Read a file. `check_cancelled` ends it between two blocks: at its deadline, at Ctrl-C."""
-    return measure(asked["root"], Planned(*asked["file"]), check_cancelled)
+        return report(**asked)
 
 
 # ----------------------------------------------------------------------------------------- how the planner finds files
@@ -168,24 +164,23 @@ def measure_in_thread(asked: Json) -> Json:
 class Planned(NamedTuple):
     """A file that is to be read."""
 
-    path: str
-    """Below the root, as the system has it: bytes that are no UTF-8 are surrogates."""
+    path: str  # Below the root, as the system has it: bytes that are no UTF-8 are surrogates.
     size: int
-    inode: str
-    """Which file it is, if another one has the same size so that they must be compared."""
+    inode: str  # Which file it is, if another one has the same size so that they must be compared.
 
 
-def walk(root: str, ignore: Iterable[str], check: Callable[[], object]) -> Json:
-    """Find the regular files below `root` and cut them into batches.
+@handlers.decorator("walk")
+def walk(asked: Json, check: Callable[[], object] = check_cancelled) -> Json:
+    """Find the regular files below a directory and cut them into batches.
 
-    `check` is called often, here and below, and may raise: this is how a thread is cancelled.
+    A plain function, so it runs in a worker thread. Calling `check` now and then is what lets it be cancelled there.
     """
-    tree = Tree(root, re.compile("|".join(map(fnmatch.translate, ignore)) or "(?!)"), check)
+    tree = Tree(asked["path"], re.compile("|".join(map(fnmatch.translate, asked["ignore"])) or "(?!)"), check)
     while tree.folders:
         tree.enter(tree.folders.pop())
     sizes = Counter(file.size for file in tree.files)
     files = (file if file.size and sizes[file.size] > 1 else file._replace(inode="") for file in sorted(tree.files))
-    count = {"path": shown(str(Path(root).resolve())), **tree.count}
+    count = {"path": shown(str(Path(tree.root).resolve())), **tree.count}
     return {"count": count, "batches": batches(files), "findings": tree.findings}
 
 
@@ -252,7 +247,7 @@ def finding(path: str, text: str) -> Json:
     return {"path": shown(path), "finding": text}
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Say what the system says, without number and path."""
     return getattr(error, "strerror", None) or str(error)
 
@@ -268,12 +263,10 @@ def shown(path: str) -> str:
 # ---------------------------------------------------------------------------------------- what a reader sees in a file
 
 FORMATS = {
-    "code": (
-        "Assembly: .asm .s; C: .c .h; C#: .cs; C++: .cc .cpp .cxx .hh .hpp; Cython: .pyx .pxd; Go: .go; Java: .java;"
-        "JavaScript: .js .cjs .mjs .jsx; Julia: .jl; Kotlin: .kt; Lua: .lua; Make: makefile .mk; Perl: .pl .pm;"
-        "PHP: .php; PowerShell: .ps1; Python: .py .pyi .pyw; R: .r; Ruby: .rb; Rust: .rs; Scala: .scala;"
-        "Shell: .sh .bash .zsh .fish; SQL: .sql; Swift: .swift; Tcl: .tcl; TypeScript: .ts .tsx"
-    ),
+    "code": "Assembly: .asm .s; C: .c .h; C#: .cs; C++: .cc .cpp .cxx .hh .hpp; Cython: .pyx .pxd; Go: .go; Java: .java;"
+    "JavaScript: .js .cjs .mjs .jsx; Julia: .jl; Kotlin: .kt; Lua: .lua; Make: makefile .mk; Perl: .pl .pm;"
+    "PHP: .php; PowerShell: .ps1; Python: .py .pyi .pyw; R: .r; Ruby: .rb; Rust: .rs; Scala: .scala;"
+    "Shell: .sh .bash .zsh .fish; SQL: .sql; Swift: .swift; Tcl: .tcl; TypeScript: .ts .tsx",
     "text": "CSS: .css .scss; HTML: .html .htm; Markdown: .md; reStructuredText: .rst; TeX: .tex; plain text: .txt .log",
     "data": "CSV: .csv .tsv; INI: .ini .cfg .conf; JSON: .json .jsonl .ipynb; TOML: .toml; XML: .xml .xsd .svg;"
     "YAML: .yaml .yml",
@@ -288,8 +281,8 @@ BY_NAME = {
     for language, _, names in (entry.strip().partition(":") for entry in languages.split(";"))
     for name in names.split()
 }
-SHELLS = dict.fromkeys(("bash", "dash", "sh", "zsh"), "Shell")
-BY_INTERPRETER = {"node": "JavaScript", "perl": "Perl", "python": "Python", "ruby": "Ruby", "tclsh": "Tcl", **SHELLS}
+BY_INTERPRETER = {"node": "JavaScript", "perl": "Perl", "python": "Python", "ruby": "Ruby", "tclsh": "Tcl"}
+BY_INTERPRETER |= dict.fromkeys(("bash", "dash", "sh", "zsh"), "Shell")
 SHEBANG = re.compile(rb"#!\s*(?:\S*/env\s+(?:-\S+\s+)*)?(?:\S*/)?([a-z]+)")
 TEXTUAL = {"code", "text", "data"}
 # The fixed word comes first in the pattern: so the search runs twenty times faster.
@@ -313,14 +306,16 @@ def classify(path: str, head: bytes) -> tuple[str, str]:
     return named or (("code", language) if language else ("text", "plain text"))
 
 
-def measure(root: str, file: Planned, check: Callable[[], object]) -> Json:
+@handlers.decorator("measure")
+def measure(asked: Json, check: Callable[[], object] = check_cancelled) -> Json:
     """Read a file to its end and return its row of figures; if that fails, what is known of it."""
+    file: Planned = asked["file"]
     kind = language = ""
     size = lines = 0
     markers = Counter(dict.fromkeys(MARKERS, 0))
     source, line, digest = bytearray(), b"", hashlib.sha256()
     try:
-        for block in blocks(Path(root, file.path)):
+        for block in blocks(Path(asked["root"], file.path)):
             check()
             if not kind:
                 kind, language = classify(file.path, block[:4096])
@@ -448,8 +443,12 @@ def add(tally: Json, rows: list[Json], limit: int) -> None:
         if "finding" in row:
             tally["findings"].append({"path": row["path"], "finding": row["finding"]})
     for name, (by, _) in RANKINGS.items():
-        ranked = [*tally[name], *(row for row in rows if row.get(by))]
-        tally[name] = heapq.nsmallest(limit, ranked, lambda row, by=by: (-row[by], row["path"]))
+        tally[name] = highest(by, limit, [*tally[name], *(row for row in rows if row.get(by))])
+
+
+def highest(by: str, limit: int, rows: list[Json]) -> list[Json]:
+    """Return the rows with the highest figures; among equals the order of their paths decides."""
+    return heapq.nsmallest(limit, rows, key=lambda row: (-row[by], row["path"]))
 
 
 def report(count: Json, findings: list[Json], tally: Json, limit: int) -> Json:

@@ -80,10 +80,11 @@ def class_members(cls: type) -> Iterator[str]:
             if name[0] == "_" or name in seen or isinstance(member, cls):
                 continue
             seen.add(name)
-            yield describe_member(name, member)
+            annotation = owner.__annotations__.get(name) if "__annotations__" in vars(owner) else None
+            yield describe_member(name, member, annotation)
 
 
-def describe_member(name: str, member: Any) -> str:
+def describe_member(name: str, member: Any, annotation: Any) -> str:
     """Return the line for one member of a class."""
     if isinstance(member, property):
         access = "property" if member.fset is None else "property, settable"
@@ -95,7 +96,8 @@ def describe_member(name: str, member: Any) -> str:
         member = member.__func__
     if inspect.isroutine(member) and not inspect.isdatadescriptor(member):
         return f"{name}{signature(member)} ({kind}{keyword(member)})"
-    return f"{name} (attribute)"
+    shown = f"{name}: {text(annotation)}" if annotation else name
+    return f"{shown} = {member!r}" if isinstance(member, (str, int)) else shown
 
 
 def keyword(function: Any) -> str:

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,11 +12,21 @@ from importlib import reload
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentcore import AgentRuntime, ConfigurationError, RuntimeConfig, TaskExecutionError
+from agentcore import (
+    AgentContext,
+    AgentResult,
+    AgentRuntime,
+    ConfigurationError,
+    Event,
+    RuntimeConfig,
+    TaskExecutionError,
+    TaskState,
+)
 from examples import triage
 
 NAMELESS = os.fsdecode(b"caf\xe9.txt")
@@ -31,18 +40,24 @@ def nothing() -> None:
 def whole(root: Path | str, **given: Any) -> dict[str, Any]:
     """Do without agents what the workflow does with them."""
     asked = triage.options({"path": str(root), **given})
-    plan = triage.walk(asked["path"], asked["ignore"], nothing)
+    plan = triage.walk(asked, nothing)
     tally = triage.new_tally()
     for batch in plan["batches"]:
-        rows = [triage.measure(asked["path"], file, nothing) for file in batch]
+        rows = [measured(root, *file) for file in batch]
         triage.add(tally, rows, asked["largest"])
     return triage.report(plan["count"], plan["findings"], tally, asked["largest"])
+
+
+def measured(root: Path | str, path: str, size: int = 7, inode: str = "", check: Any = nothing) -> dict[str, Any]:
+    """Return the row of figures of a file."""
+    row: dict[str, Any] = triage.measure({"root": str(root), "file": triage.Planned(path, size, inode)}, check)
+    return row
 
 
 def row_of(folder: Path, name: str, content: bytes) -> dict[str, Any]:
     """Return the row of figures of a file that has this name and this content."""
     (folder / name).write_bytes(content)
-    return triage.measure(str(folder), triage.Planned(name, len(content), ""), nothing)
+    return measured(folder, name)
 
 
 def findings(report: dict[str, Any]) -> dict[str, str]:
@@ -82,8 +97,7 @@ def test_options_are_completed() -> None:
         ),
         (
             {"path": ".", "ignore": ".git"},
-            "triage option 'ignore' must be a list of names or patterns: got '.git'; "
-            f"leave it out for {triage.SKIPPED!r}",
+            f"triage option 'ignore' must be a list of names or patterns: got '.git'; leave it out for {triage.SKIPPED!r}",
         ),
         (
             {"path": ".", "dedline": 1},
@@ -269,10 +283,7 @@ def test_what_has_become_something_else_is_not_waited_for(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe.py")
     (tmp_path / "link").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
-    rows = [
-        triage.measure(str(tmp_path), triage.Planned(name, 7, ""), nothing)
-        for name in ("gone.md", "pipe.py", "link", "folder")
-    ]
+    rows = [measured(tmp_path, name) for name in ("gone.md", "pipe.py", "link", "folder")]
     assert [
         ("gone.md", "text", "Markdown", 7, None, "not read: No such file or directory"),
         ("pipe.py", "code", "Python", 7, None, "not read: no longer a regular file"),
@@ -293,13 +304,13 @@ def test_reading_can_be_stopped_between_blocks(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(KeyboardInterrupt):
-        triage.measure(str(tmp_path), triage.Planned("large", 1 << 40, ""), stop_at_the_third)
+        measured(tmp_path, "large", check=stop_at_the_third)
     assert 3 == len(blocks_read)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     blocks_read.clear()
     with pytest.raises(KeyboardInterrupt):
-        triage.walk(str(tmp_path), [], stop_at_the_third)
+        triage.walk({"path": str(tmp_path), "ignore": []}, stop_at_the_third)
 
 
 # --------------------------------------------------------------------------------------------------- what is in a tree
@@ -365,7 +376,7 @@ def test_an_empty_directory_has_a_report(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_listed_is_a_finding(tmp_path: Path) -> None:
     """What has vanished before the walk comes to it is named, be it the root itself."""
-    plan = triage.walk(str(tmp_path / "gone"), [], nothing)
+    plan = triage.walk({"path": str(tmp_path / "gone"), "ignore": []}, nothing)
     assert ([], [{"path": ".", "finding": "No such file or directory"}]) == (plan["batches"], plan["findings"])
 
 
@@ -421,7 +432,7 @@ def told_by_tools(root: Path) -> dict[str, Any]:
     copies: dict[bytes, dict[tuple[int, int], str]] = {}
     for entry in tell("-readable -not -empty -exec sha256sum -z {} +").split(b"\0")[:-1]:
         digest, path = entry.split(b"  ", 1)
-        status = os.stat(path)
+        status = Path(os.fsdecode(path)).stat()
         name = triage.shown(os.path.relpath(os.fsdecode(path), root))
         names = copies.setdefault(digest, {})
         names[status.st_dev, status.st_ino] = min(name, names.get((status.st_dev, status.st_ino), name))
@@ -503,25 +514,21 @@ async def test_few_slots_are_enough(tmp_path: Path, in_flight: int) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_file_that_takes_too_long_is_named(nasty: Path) -> None:
-    """A huge file is read until its deadline and no longer; all others are in the report."""
-    with (nasty / "deep" / "huge.md").open("wb") as file:
-        file.truncate(1 << 42)
-    report = await triaged(nasty, deadline=0.5)
-    assert "not read: it took more than 0.5 s" == findings(report)["deep/huge.md"]
-    huge = {"path": "deep/huge.md", "language": "Markdown", "bytes": 1 << 42, "lines": None}
-    assert huge == report["largest_files"][0]
-    (nasty / "deep" / "huge.md").write_bytes(b"")
+async def test_files_that_take_too_long_are_named(nasty: Path) -> None:
+    """A huge file is read until its own deadline and no longer; all others are in the report."""
     without = await triaged(nasty)
-    assert (report["lines"], report["unread"]) == (without["lines"], without["unread"] + 1)
-
-
-@pytest.mark.anyio
-async def test_each_file_has_the_deadline(nasty: Path) -> None:
-    """With next to no time nothing is read, and everything is named all the same."""
-    report = await triaged(nasty, deadline=1e-9)
-    assert (told_by_tools(nasty)["files"], 0) == (report["unread"], report["lines"])
-    assert report["unread"] == list(findings(report).values()).count("not read: it took more than 1e-09 s")
+    for name in ("huge.md", "huge too"):
+        with (nasty / name).open("wb") as file:
+            file.truncate(1 << 42)
+    report = await triaged(nasty, deadline=0.3, largest=2)
+    late = "not read: it took more than 0.3 s"
+    assert {**findings(without), "huge.md": late, "huge too": late} == findings(report)
+    assert [
+        {"path": "huge too", "language": "unknown", "bytes": 1 << 42, "lines": None},
+        {"path": "huge.md", "language": "Markdown", "bytes": 1 << 42, "lines": None},
+    ] == report["largest_files"]
+    expected = [without["files"] + 2, without["bytes"] + 2 * (1 << 42), without["lines"], without["unread"] + 2]
+    assert expected == [report[name] for name in ("files", "bytes", "lines", "unread")]
 
 
 @pytest.mark.anyio
@@ -554,7 +561,7 @@ async def test_one_failure_costs_one_file(nasty: Path) -> None:
     def measure(asked: dict[str, Any]) -> dict[str, Any]:
         if asked["file"].path == "binary":
             raise ZeroDivisionError("division by zero")
-        return triage.measure_in_thread(asked)
+        return triage.measure(asked)
 
     async with AgentRuntime() as runtime:
         runtime.handler("measure")(measure)
@@ -573,6 +580,7 @@ async def test_a_lost_batch_costs_its_files(nasty: Path, monkeypatch: pytest.Mon
 
     class Clumsy(triage.ReaderAgent):  # type: ignore[misc, name-defined]
         async def process(self, context: AgentContext) -> AgentResult:
+            assert context.task is not None
             if any(file.path == "binary" for file in context.task.input["files"]):
                 return AgentResult.error_result({"message": "dropped it"})
             return await super().process(context)
@@ -614,6 +622,8 @@ async def test_cancelling_the_triage_cancels_its_readers(tmp_path: Path) -> None
         await reading.wait()
         handle.cancel("no longer wanted")
         result = await handle.wait()
-        await runtime.drain()
-        statistics = runtime.statistics()
-    assert TaskState.CANCELED is result.state
+        assert await runtime.drain()
+        tasks = runtime.statistics().tasks
+    assert (TaskState.CANCELED, "no longer wanted") == (result.state, handle.task.cancel_reason)
+    # The plan, and the walk for it.
+    assert (2, 0, 0) == (tasks.completed, tasks.failed, tasks.in_flight)
