@@ -76,10 +76,10 @@ def _converter() -> Converter:
     converter.register_structure_hook(TaskPriority, _priority)
     converter.register_unstructure_hook(Timestamp, lambda seconds: to_datetime(seconds).isoformat())
     converter.register_structure_hook(Timestamp, _timestamp)
-    # cattrs would call str() and int() on anything. By identity: enumerations are strings and numbers as well.
-    converter.register_structure_hook_func(lambda cls: cls is str, _text)
-    converter.register_structure_hook_func(lambda cls: cls is int, _whole)
-    converter.register_structure_hook_func(lambda cls: cls is bool, _flag)
+    # cattrs would call str() and int() on anything.
+    converter.register_structure_hook(str, _text)
+    converter.register_structure_hook(int, _whole)
+    converter.register_structure_hook(bool, _flag)
     return converter
 
 
@@ -98,13 +98,17 @@ def _timestamp(text: object, _: object) -> Timestamp:
     return Timestamp(datetime.fromisoformat(text).timestamp())
 
 
-def _text(value: object, _: object) -> str:
+def _text(value: object, cls: type[str]) -> str:
+    if cls is not str:  # an enumeration of strings
+        return cls(value)
     if not isinstance(value, str):
         raise TypeError(f"a string is expected: got {value!r}")
     return value
 
 
-def _whole(value: object, _: object) -> int:
+def _whole(value: Any, cls: type[int]) -> int:
+    if cls is not int:  # an enumeration of numbers
+        return cls(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"a whole number is expected: got {value!r}")
     return value

@@ -22,8 +22,8 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 class _Interruption:
     """What signals do to a runtime: the first drains it, the second cancels everything, the third ends the process."""
 
-    def __init__(self, scope: anyio.CancelScope) -> None:
-        self.signals: list[int] = []
+    def __init__(self, scope: anyio.CancelScope, signals: list[int]) -> None:
+        self.signals = signals
         self._scope = scope
         self._first = anyio.Event()
         self._wake_up = _interop.wake_up_function()
@@ -55,7 +55,6 @@ def run(
     backend: str = "asyncio",
     backend_options: Mapping[str, Any] | None = None,
     config: RuntimeConfig | None = None,
-    on_shutdown: Callable[[AgentRuntime], object] | None = None,
 ) -> T:
     """Run a program in a runtime of its own, and handle signals: the entry for scripts.
 
@@ -69,7 +68,6 @@ def run(
         backend: ``asyncio`` or ``trio``.
         backend_options: as for `anyio.run`.
         config: of the runtime.
-        on_shutdown: called with the runtime when it has been left, however it was: its `report` names what was cut short.
 
     Returns:
         What `main` returns, if it came to its end; after a signal too.
@@ -80,21 +78,26 @@ def run(
         ConfigurationError: there is no such backend.
         BaseException: whatever `main` raises, and what failed in the background of the runtime.
     """
-    interrupted: list[int] = []
-    finished: list[T] = []
     runtime = AgentRuntime(config)
+    finished: list[T] = []
+    failures: list[BaseException] = []
+    signals: list[int] = []
 
     async def block() -> None:
         with anyio.CancelScope() as scope:
-            interruption = _Interruption(scope)
+            interruption = _Interruption(scope, signals)
             with _interop.signals_to(interruption, SIGNALS):
-                try:
-                    async with runtime, anyio.create_task_group() as group:
-                        group.start_soon(interruption.drain, runtime)
-                        finished.append(await main(runtime, *args))
-                        group.cancel_scope.cancel()
-                finally:
-                    interrupted.extend(interruption.signals)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(interruption.drain, runtime)
+                    try:
+                        async with runtime:
+                            finished.append(await main(runtime, *args))
+                    except BaseException as error:
+                        # Carried out of the group by hand, which would wrap it.
+                        if _interop.split_cancellation(error)[0]:
+                            raise
+                        failures.append(error)
+                    group.cancel_scope.cancel()
 
     try:
         anyio.run(block, backend=backend, backend_options=dict(backend_options or {}))
@@ -102,16 +105,15 @@ def run(
         raise ConfigurationError(
             f"backend must be 'asyncio' or 'trio': got {backend!r}; {error}", {"name": "backend", "value": backend}
         ) from error
-    finally:
-        if on_shutdown is not None:
-            on_shutdown(runtime)
-    if finished:
-        return finished[0]
-    raise _interruption_error(interrupted[0], runtime)
+    report = runtime.report
+    if signals and report is not None and (report.cut_short or not (finished or failures)):
+        raise _interruption(signals[0], report.summary()) from (failures[0] if failures else None)
+    if failures:
+        raise failures[0]
+    return finished[0]
 
 
-def _interruption_error(number: int, runtime: AgentRuntime) -> BaseException:
+def _interruption(number: int, summary: str) -> BaseException:
     error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
-    if runtime.report is not None:
-        error.add_note(runtime.report.summary())
+    error.add_note(summary)
     return error

@@ -152,6 +152,8 @@ class AgentRuntime:
         self._group: anyio.abc.TaskGroup | None = None
         self._token: Token[object] | None = None
         self._report: ShutdownReport | None = None
+        # Why the runtime is being shut down, and since when.
+        self._closing: tuple[str, float] | None = None
 
     def __repr__(self) -> str:
         return f"<AgentRuntime {self.tasks.state}, {len(self.tasks)} tasks>"
@@ -325,20 +327,23 @@ class AgentRuntime:
         check_seconds("grace", grace)
         if self._report is not None:
             return self._report
-        began = _interop.monotonic()
-        cut: list[TaskResult] = []
+        if self._closing is None:
+            self._closing = reason, _interop.monotonic()
         failed: list[tuple[str, Exception]] = []
         try:
             await self.drain(self.config.grace if grace is None else grace)
         finally:
-            # Limited in time by what the agents do: a task ends when its clean-up has, and no sooner.
+            # Limited in time by what the agents do: a task ends when its clean-up has, and no sooner. If two calls
+            # overlap, each does all of this, for the first reason; every step may be done twice.
+            reason, began = self._closing
             with anyio.CancelScope(shield=True):
-                cut = await self.tasks.cut(reason)
+                await self.tasks.cut(reason)
                 failed = await self._terminate_agents()
+            cut_short = self.tasks.cut_short()
             self._report = ShutdownReport(
                 reason=reason,
-                drained=not cut,
-                cut_short=tuple(cut),
+                drained=not cut_short,
+                cut_short=cut_short,
                 agents_failed=tuple(failed),
                 duration=_interop.monotonic() - began,
             )

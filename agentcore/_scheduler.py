@@ -186,6 +186,7 @@ class Scheduler:
         self._recent: OrderedDict[str, BaseTask] = OrderedDict()
         self._lost: dict[TaskHandle, BaseException | None] = {}
         self._lost_count = 0
+        self._cut: list[BaseTask] = []
         self._counts = dict.fromkeys(TaskState, 0)
         self._accepted = 0
         self._state = "new"
@@ -323,14 +324,19 @@ class Scheduler:
             self._state = "draining"
             self._wake_submitters()
 
-    async def cut(self, reason: str) -> list[TaskResult]:
-        """Refuse every new task, cancel all that there are and wait for their end; return how they ended."""
+    async def cut(self, reason: str) -> None:
+        """Refuse every new task, cancel all that there are and wait for their end. Calls may overlap."""
         self._state = "closed"
         self._wake_submitters()
         own = self._own_chain()
-        cut = [job.task for job in reversed(self._jobs.values()) if job.task.id not in own and self._cancel(job, reason)]
+        for job in list(self._jobs.values()):
+            if job.task.id not in own and not job.task.cancel_requested and self._cancel(job, reason):
+                self._cut.append(job.task)
         await self.wait_idle()
-        return [TaskResult.from_task(task) for task in reversed(cut)]
+
+    def cut_short(self) -> tuple[TaskResult, ...]:
+        """Return how the tasks ended that `cut` has cancelled, in the order of their arrival."""
+        return tuple(map(TaskResult.from_task, self._cut))
 
     def take_lost(self) -> tuple[list[CoreError], int]:
         """Return the failures that reached nobody, as far as they were kept, and how many there are in all."""

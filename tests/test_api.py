@@ -134,9 +134,9 @@ class Verbatim:
 
 def text(annotation: Any) -> str:
     """Return an annotation as it would be written in the source."""
-    if isinstance(annotation, str):
-        return annotation
-    return inspect.formatannotation(annotation).replace("agentcore.", "")
+    written = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    # Without the modules' names: a deferred annotation is a string that lacks them.
+    return re.sub(r"\b(?:[a-z_]\w*\.)+", "", written)
 
 
 if __name__ == "__main__" and "--update" in sys.argv:

@@ -29,7 +29,7 @@ def command_of(example: Path) -> list[str]:
     command = next((line for line in commands if line.startswith("agentcore run ")), None)
     assert command, f"{example.name} must say in its docstring how it is run: agentcore run ..."
     words = shlex.split(command.replace(f"examples/{example.name}", str(example)))
-    return [sys.executable, "-m", "agentcore.cli", *words[1:]]
+    return [sys.executable, "-m", "agentcore", *words[1:]]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

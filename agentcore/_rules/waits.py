@@ -57,7 +57,7 @@ class WaitGraph(Generic[R]):
                 del self._waits[resource]
 
     def circle(self, new: Wait[R]) -> list[R] | None:
-        """Return the resources along a circle that a new wait would close, from its own on; None if it can end."""
+        """Return the resources along a circle that a new wait would close, each waiting for the next; None if it can end."""
         if not new.held:
             return None
         stuck = self._reachable(new)
@@ -89,9 +89,16 @@ class WaitGraph(Generic[R]):
 
     def _walk(self, new: Wait[R], stuck: set[Wait[R]]) -> list[R]:
         # Every resource that a stuck wait wants is held by a stuck wait, so this cannot end but by closing a circle.
-        path: list[R] = []
+        wanted: list[R] = []
+        segments: list[list[R]] = []
         wait = new
-        while wait.wanted not in path:
-            path.append(wait.wanted)
-            wait = next(other for other in stuck if any(held is wait.wanted for held, _ in other.held))
-        return path[path.index(wait.wanted) :]
+        while wait.wanted not in wanted:
+            wanted.append(wait.wanted)
+            wait, held = next(
+                (other, held)
+                for other in stuck
+                if wanted[-1] in (held := [resource for resource, _ in other.held])
+            )
+            # From the holder of what is wanted inwards to the end of its chain, which wants the next one.
+            segments.append(held[held.index(wanted[-1]) :: -1])
+        return [resource for segment in segments[wanted.index(wait.wanted) :] for resource in segment]

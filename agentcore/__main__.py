@@ -1,0 +1,7 @@
+"""``python -m agentcore`` is the command ``agentcore``."""
+
+import sys
+
+from agentcore.cli import main
+
+sys.exit(main())

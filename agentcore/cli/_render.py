@@ -1,0 +1,105 @@
+"""Draws the output of a task for people: single values in a list, lists of records as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+Row = Sequence[str]
+
+
+def render(output: Mapping[str, Any], stream: TextIO, *, width: int = 100) -> None:
+    """Write an output to a terminal, with rich if it is there, else as plain text."""
+    try:
+        import rich  # noqa: F401, PLC0415 - an extra
+    except ImportError:
+        _write_plain(output, stream)
+    else:
+        _write_rich(output, stream, width)
+
+
+def tables(output: Mapping[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
+    """Yield what to draw: a title, the heads of the columns, the rows. Single values come first, under no title."""
+    scalars = [(_label(key), _cell(value)) for key, value in output.items() if not _is_compound(value)]
+    if scalars:
+        yield "", ("", ""), scalars
+    for key, value in output.items():
+        if not _is_compound(value):
+            continue
+        title = _label(key)
+        if isinstance(value, Mapping):
+            yield title, ("", ""), [(str(name), _cell(item)) for name, item in value.items()]
+        elif value and all(isinstance(item, Mapping) for item in value):
+            columns = list(dict.fromkeys(name for item in value for name in item))
+            yield title, [_label(name) for name in columns], [[_cell(item.get(name)) for name in columns] for item in value]
+        else:
+            yield title, ("",), [(_cell(item),) for item in value]
+
+
+def _is_compound(value: object) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, str | bytes))
+
+
+def _label(key: object) -> str:
+    return str(key).replace("_", " ")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_cell(item)}" for name, item in value.items())
+    if _is_compound(value):
+        return ", ".join(map(_cell, value))  # type: ignore[call-overload]
+    # Control characters of foreign file names must not reach the terminal.
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
+
+
+def _is_number(cell: str) -> bool:
+    return cell != "" and cell[0] in "0123456789-" and all(char in "0123456789.,-" for char in cell)
+
+
+def _numeric_columns(rows: list[Row], count: int) -> list[bool]:
+    return [all(_is_number(row[column]) or not row[column] for row in rows) for column in range(count)]
+
+
+def _write_plain(output: Mapping[str, Any], stream: TextIO) -> None:
+    for number, (title, heads, rows) in enumerate(tables(output)):
+        if number:
+            stream.write("\n")
+        if title:
+            stream.write(f"{title.upper()}\n")
+        lines = [heads, *rows] if any(heads) else rows
+        widths = [max((len(line[column]) for line in lines), default=0) for column in range(len(heads))]
+        right = _numeric_columns(rows, len(heads))
+        for line in lines:
+            cells = [
+                cell.rjust(size) if to_right else cell.ljust(size)
+                for cell, size, to_right in zip(line, widths, right, strict=True)
+            ]
+            stream.write(f"{'  '.join(cells).rstrip()}\n")
+
+
+def _write_rich(output: Mapping[str, Any], stream: TextIO, width: int) -> None:
+    from rich import box  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(file=stream, width=None if stream.isatty() else width)
+    for title, heads, rows in tables(output):
+        table = Table(
+            title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(heads)
+        )
+        for head, to_right in zip(heads, _numeric_columns(rows, len(heads)), strict=True):
+            table.add_column(head, justify="right" if to_right else "left", overflow="fold")
+        for row in rows:
+            # Text: what comes out of files is no markup.
+            table.add_row(*map(Text, row))
+        console.print(table)
