@@ -39,7 +39,9 @@ _CAPABILITIES: Final = {member.value: member for member in AgentCapability}
 
 
 def _unusable(name: str, value: object, rule: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"{name} of an agent must be {rule}: got {value!r}; {remedy}", {"name": name, "value": value})
+    return ConfigurationError(
+        f"{name} of an agent must be {rule}: got {value!r}; {remedy}", {"name": name, "value": value}
+    )
 
 
 def check_seconds(name: str, value: object) -> None:
@@ -65,7 +67,9 @@ def to_capabilities(values: object) -> frozenset[AgentCapability | str]:
     found: set[AgentCapability | str] = set()
     for value in values:
         if not isinstance(value, str) or not value:
-            raise _unusable("capabilities", value, "members of AgentCapability or strings of your own", "name what it can do")
+            raise _unusable(
+                "capabilities", value, "members of AgentCapability or strings of your own", "name what it can do"
+            )
         found.add(_CAPABILITIES.get(value.lower(), value))
     return frozenset(found)
 
@@ -230,9 +234,7 @@ class AgentResult:
         return cls(True, output, None, execution_time, dict(metadata) if metadata else {})
 
     @classmethod
-    def error_result(
-        cls, error: Any, execution_time: float = 0.0, metadata: Mapping[str, Any] | None = None
-    ) -> Self:
+    def error_result(cls, error: Any, execution_time: float = 0.0, metadata: Mapping[str, Any] | None = None) -> Self:
         """Make a result of an execution that failed.
 
         Args:

@@ -326,7 +326,8 @@ class BaseAgent(abc.ABC):
                 if isinstance(error, AgentTerminatedError) and life.terminating:
                     raise
                 raise AgentInitializationError(
-                    f"agent {self.name!r} could not be initialised: {type(error).__name__}: {error}", {"agent": self.name}
+                    f"agent {self.name!r} could not be initialised: {type(error).__name__}: {error}",
+                    {"agent": self.name},
                 ) from error
             if not ready:
                 raise AgentInitializationError(
@@ -486,9 +487,7 @@ class BaseAgent(abc.ABC):
                 scope.cancel(f"agent {self.name!r} is being terminated")
 
     def _gone(self) -> AgentTerminatedError:
-        return AgentTerminatedError(
-            f"agent {self.name!r} has been terminated; make a new one", {"agent": self.name}
-        )
+        return AgentTerminatedError(f"agent {self.name!r} has been terminated; make a new one", {"agent": self.name})
 
     def _timeout(self, limit: Limit) -> AgentTimeoutError:
         return AgentTimeoutError(

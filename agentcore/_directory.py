@@ -143,7 +143,9 @@ class Directory:
             item = self.agents.get_sync(name)
             if item is not None:
                 return self._agent_route(name, task_type, item)
-        known = sorted({*self.handlers.list_names(), *(name.removesuffix("_agent") for name in self.agents.list_names())})
+        known = sorted(
+            {*self.handlers.list_names(), *(name.removesuffix("_agent") for name in self.agents.list_names())}
+        )
         raise TaskRoutingError(
             f"nothing is registered for tasks of this type: got {task_type!r}; "
             + (f"known are {', '.join(map(repr, known))}" if known else "nothing is registered at all")
@@ -154,9 +156,7 @@ class Directory:
     def own_agents(self) -> list[BaseAgent]:
         """Return the shared agents that were registered in this runtime, in the order of registration."""
         beneath = {id(item) for item in get_registry(AGENTS).list_items()}
-        return [
-            item for item in self.agents.list_items() if isinstance(item, BaseAgent) and id(item) not in beneath
-        ]
+        return [item for item in self.agents.list_items() if isinstance(item, BaseAgent) and id(item) not in beneath]
 
     def _function_agent(self, task_type: str, function: Callable[..., Any]) -> FunctionAgent:
         known = self._functions.get(task_type)

@@ -71,7 +71,9 @@ class EventLog:
             try:
                 sink(_record(raw))
             except Exception:
-                _logger.exception("sink %r raised on event %r; the event is kept, the other sinks get it", sink, event_type)
+                _logger.exception(
+                    "sink %r raised on event %r; the event is kept, the other sinks get it", sink, event_type
+                )
 
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         """Call a sink with every event from now on, synchronously; it must not block.

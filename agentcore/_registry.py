@@ -383,7 +383,9 @@ class Registry(Generic[T]):
             self._written()
             if taken:
                 self._replacements += 1
-                self._log.emit("item_replaced", registry=self.name, name=name, old=old, new=item if lazy is None else lazy)
+                self._log.emit(
+                    "item_replaced", registry=self.name, name=name, old=old, new=item if lazy is None else lazy
+                )
 
     def _written(self) -> None:
         if self._on_write is not None:

@@ -34,8 +34,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _check_count(_: object, field: "attrs.Attribute[int]", value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(
-            f"{field.name} of a runtime must be a whole number, 1 or more: got {value!r}; "
-            "pass one to RuntimeConfig",
+            f"{field.name} of a runtime must be a whole number, 1 or more: got {value!r}; pass one to RuntimeConfig",
             {"name": field.name, "value": value},
         )
 
@@ -312,7 +311,9 @@ class AgentRuntime:
             await self.tasks.wait_idle()
         return not scope.cancelled_caught
 
-    async def shutdown(self, grace: float | None = None, reason: str = "the runtime is shutting down") -> ShutdownReport:
+    async def shutdown(
+        self, grace: float | None = None, reason: str = "the runtime is shutting down"
+    ) -> ShutdownReport:
         """Drain, cancel what is left and terminate the shared agents. Once; later calls return the first report.
 
         Leaving the block does this by itself. Cancellation of the caller ends the draining, not the rest.
@@ -366,21 +367,21 @@ class AgentRuntime:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
         assert self._group is not None and self._token is not None  # `__aenter__` has set them  # noqa: S101, PT018
-        crashes: list[BaseException] = []
+        failed = exc is not None and not _interop.split_cancellation(exc)[0]
         try:
             if exc is None:
                 await self.shutdown()
             else:
                 await self.shutdown(grace=0, reason=f"the block was left by {type(exc).__name__}")
+        except BaseException as error:
+            # A cancellation that came in the meantime must not hide what the block raised.
+            if not (failed and _interop.split_cancellation(error)[0]):
+                raise
         finally:
             current_runtime.reset(self._token)
-            try:
-                # Not told of the block's own exception, which would come back wrapped in a group. By now no task is left
-                # but those that have crashed the group itself.
-                await self._group.__aexit__(None, None, None)
-            except BaseExceptionGroup as group:
-                crashes.extend(group.exceptions)
-            self._raise_failures(exc, crashes)
+            # Not told of the block's own exception, which would come back wrapped in a group. No task is left by now.
+            await self._group.__aexit__(None, None, None)
+            self._raise_failures(exc if failed else None)
         return False
 
     async def _terminate_agents(self) -> list[tuple[str, Exception]]:
@@ -390,32 +391,29 @@ class AgentRuntime:
                 await agent.terminate()
             except Exception as error:  # noqa: BLE001 - it is told by the report and raised at the exit
                 failed.append((agent.name, error))
-                self.tasks.failures.append(error)
+                self.tasks.crashes.append(error)
         return failed
 
-    def _raise_failures(self, of_block: BaseException | None, crashes: list[BaseException]) -> None:
+    def _raise_failures(self, of_block: BaseException | None) -> None:
         """Raise what failed in the background, together with what the block raised; nothing if nothing did.
 
         Raises:
             AgentCrashedError: there were failures.
             BaseExceptionGroup: there was something among them that no `except Exception` may catch.
         """
-        lost, count = self.tasks.take_lost()
-        failures: list[BaseException] = [*crashes, *self.tasks.failures, *lost]
-        if not failures:
+        lost, lost_count = self.tasks.take_lost()
+        background: list[BaseException] = [*self.tasks.crashes, *lost]
+        if not background:
             return
-        more = f" and {count - len(lost)} more" if count > len(lost) else ""
-        message = (
-            f"{len(failures) + count - len(lost)} failures in the background of the runtime reached nobody: "
-            + "; ".join(str(failure) or type(failure).__name__ for failure in failures[:5])
-            + (f"; and {len(failures) - 5} others" if len(failures) > 5 else "")
-            + more
-        )
-        if of_block is not None and not _interop.split_cancellation(of_block)[0]:
-            failures.insert(0, of_block)
+        count = len(self.tasks.crashes) + lost_count
+        told = [str(failure) or type(failure).__name__ for failure in background[:5]]
+        if count > len(told):
+            told.append(f"and {count - len(told)} more")
+        message = f"{count} failures in the background of the runtime: {'; '.join(told)}"
+        failures = [of_block, *background] if of_block is not None else background
         ordinary = [failure for failure in failures if isinstance(failure, Exception)]
         if len(ordinary) == len(failures):
-            raise AgentCrashedError(message, ordinary, {"failures": len(failures) + count - len(lost)})
+            raise AgentCrashedError(message, ordinary, {"failures": count})
         raise BaseExceptionGroup(message, failures)
 
     def _plan(

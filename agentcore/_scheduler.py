@@ -190,8 +190,8 @@ class Scheduler:
         self._counts = dict.fromkeys(TaskState, 0)
         self._accepted = 0
         self._state = "new"
-        # What went wrong besides the tasks, for the exit of the runtime.
-        self.failures: list[Exception] = []
+        # What went wrong besides the tasks' own outcomes, for the exit of the runtime.
+        self.crashes: list[BaseException] = []
         # While somebody waits for jobs to end; set by every one that does.
         self._ended: anyio.Event | None = None
 
@@ -369,11 +369,18 @@ class Scheduler:
             with job.scope:
                 await self._execute(job)
         except BaseException as error:
-            cancelled, rest = split_cancellation(error)
-            if not cancelled or (rest is not None and not isinstance(rest, Exception)):
-                raise
-            # It is settled, and the task ends here. Passing on what may be a foreign `Task.cancel()` would have AnyIO
-            # cancel the whole group; whoever cancels the group itself finds this task at its end anyway.
+            # It is settled, and the task ends here. A cancellation is not passed on: it may be a foreign `Task.cancel()`,
+            # for which AnyIO would cancel the whole group; whoever cancels the group finds this task at its end anyway.
+            _, rest = split_cancellation(error)
+            if rest is not None and not isinstance(rest, Exception):
+                self._crash(rest)
+
+    def _crash(self, error: BaseException) -> None:
+        """End the block of the runtime for something that no `except Exception` may catch, and have it raised there."""
+        # By hand: SystemExit and KeyboardInterrupt that leave a task would stop an asyncio loop dead.
+        self.crashes.append(error)
+        assert self._group is not None  # the job lived in it  # noqa: S101
+        self._group.cancel_scope.cancel(f"a task crashed: {error!r}")
 
     async def _execute(self, job: Job) -> None:
         """Wait for a turn, run the agent, settle. Exceptions become the task's outcome, anything else goes on."""
@@ -422,7 +429,7 @@ class Scheduler:
         try:
             await agent.terminate()
         except Exception as error:
-            self.failures.append(error)
+            self.crashes.append(error)
 
     def _settle(self, job: Job, result: AgentResult | None, error: BaseException | None) -> None:
         """Do all that follows from the end of an execution, at once."""
@@ -447,7 +454,9 @@ class Scheduler:
         if self._ended is not None:
             self._ended.set()
 
-    def _move(self, task: BaseTask, result: AgentResult | None, error: BaseException | None, *, cancelled: bool) -> None:
+    def _move(
+        self, task: BaseTask, result: AgentResult | None, error: BaseException | None, *, cancelled: bool
+    ) -> None:
         if result is not None and result.success:
             task.complete(result.output if isinstance(result.output, dict) else {"result": result.output})
         elif cancelled or task.cancel_requested:

@@ -269,7 +269,9 @@ class BaseTask:
         flat = iter(self._events)
         return tuple(
             Event(sequence=sequence, event_type=event_type, at=to_datetime(at), data=data)
-            for sequence, (event_type, at, data) in enumerate(zip(flat, flat, flat, strict=True), self._dropped_events + 1)
+            for sequence, (event_type, at, data) in enumerate(
+                zip(flat, flat, flat, strict=True), self._dropped_events + 1
+            )
         )
 
     @property
@@ -475,12 +477,12 @@ class BaseTask:
                     cancel_reason=self._cancel_reason,
                     cancel_requested=self._cancel_requested,
                     events=[
-                        _StoredEvent(event.sequence, event.event_type, _codec.Timestamp(event.at.timestamp()), event.data)
+                        _StoredEvent(
+                            event.sequence, event.event_type, _codec.Timestamp(event.at.timestamp()), event.data
+                        )
                         for event in self.events
                     ],
-                    checkpoints=[
-                        _StoredCheckpoint(_codec.Timestamp(at), data) for at, data in self._checkpoints or ()
-                    ],
+                    checkpoints=[_StoredCheckpoint(_codec.Timestamp(at), data) for at, data in self._checkpoints or ()],
                 )
             )
         return {"schema_version": self.schema_version, **arguments, "metadata": self.metadata, **history}
@@ -492,7 +494,9 @@ class BaseTask:
         Raises:
             TaskError: something is missing or wrong, all of it listed; or a newer version wrote it.
         """
-        version = values.get("schema_version", cls.schema_version) if isinstance(values, Mapping) else cls.schema_version
+        version = (
+            values.get("schema_version", cls.schema_version) if isinstance(values, Mapping) else cls.schema_version
+        )
         if not isinstance(version, int) or version > cls.schema_version:
             raise TaskError(
                 f"a task can be read up to schema_version {cls.schema_version}: got {version!r}; upgrade agentcore",
@@ -545,7 +549,9 @@ def _undecorated(cls: type) -> TypeError:
 
 
 def _unusable(name: str, value: object, rule: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"{name} of a task must be {rule}: got {value!r}; {remedy}", {"name": name, "value": value})
+    return ConfigurationError(
+        f"{name} of a task must be {rule}: got {value!r}; {remedy}", {"name": name, "value": value}
+    )
 
 
 def to_dict_of(name: str, value: object) -> dict[str, Any]:

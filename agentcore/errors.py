@@ -298,9 +298,7 @@ class AgentCrashedError(AgentError, ExceptionGroup[Exception]):
         """Make the group; ``details`` belongs to ``__init__``."""
         return super().__new__(cls, message, exceptions)
 
-    def __init__(
-        self, message: str, exceptions: Sequence[Exception], details: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, message: str, exceptions: Sequence[Exception], details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message, details)
 
     def derive(self, excs: Sequence[Exception], /) -> "AgentCrashedError":  # type: ignore[override]

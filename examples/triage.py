@@ -12,12 +12,12 @@ report is complete.
 import ast
 import errno
 import fnmatch
-import functools
 import hashlib
 import heapq
 import os
 import re
 import stat
+import threading
 import warnings
 from abc import abstractmethod
 from collections import Counter, deque
@@ -34,8 +34,7 @@ from agentcore import AgentContext, AgentResult, BaseAgent, ConfigurationError, 
 Json = dict[str, Any]
 
 PARALLEL = 8  # Batches at once. More would only queue up for the interpreter lock.
-BATCH_FILES, BATCH_BYTES = 64, 1 << 23
-CHUNK = 1 << 20
+BATCH_FILES, BATCH_BYTES, CHUNK = 64, 1 << 23, 1 << 20
 SOURCE_LIMIT = 1 << 20  # Parsing a MiB of Python takes half a second, and nothing can interrupt it.
 SKIPPED = [".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", ".*_cache"]
 
@@ -366,6 +365,13 @@ def search(line: bytes, block: bytes, markers: Counter[str]) -> bytes:
     return text[end:]
 
 
+# Python 3.11 counts how deep it is in one place for all threads: a collection of garbage in between confuses it.
+PARSER = threading.Lock()
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+NAMED = (*FUNCTIONS, ast.ClassDef)
+BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler)
+
+
 def complexity(source: bytes, size: int) -> Json:
     """Return the most complex function of a Python file, or why there is none."""
     if size > SOURCE_LIMIT:
@@ -382,10 +388,11 @@ def complexity(source: bytes, size: int) -> Json:
 def complexities(source: bytes) -> Iterator[tuple[int, int, str]]:
     """Yield McCabe's complexity, the line and the name of a module and of each function in it.
 
-    That is 1 + the number of decisions (T. McCabe, A Complexity Measure, 1976), counted like rule
-    C901 of flake8 and ruff, but a function inside of another one counts for itself alone.
+    That is 1 + the number of decisions (T. McCabe, A Complexity Measure, 1976), counted like rule C901 of flake8 and
+    ruff, but a function inside of another one counts for itself alone.
     """
-    scopes: list[tuple[str, ast.AST]] = [("", ast.parse(source, "<triage>"))]
+    with PARSER:
+        scopes: list[tuple[str, ast.AST]] = [("", ast.parse(source, "<triage>"))]
     for scope_name, scope in scopes:  # It grows while it is gone through.
         score = 1
         inside = [(scope_name, scope)]
@@ -396,11 +403,6 @@ def complexities(source: bytes) -> Iterator[tuple[int, int, str]]:
                 name = f"{prefix}.{child.name}" if isinstance(child, NAMED) else prefix
                 (scopes if isinstance(child, FUNCTIONS) else inside).append((name, child))
         yield score, getattr(scope, "lineno", 1), scope_name.lstrip(".") or "<module>"
-
-
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-NAMED = (*FUNCTIONS, ast.ClassDef)
-BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler)
 
 
 def decisions(node: ast.AST) -> int:
@@ -453,7 +455,6 @@ def highest(by: str, limit: int, rows: list[Json]) -> list[Json]:
 
 def report(count: Json, findings: list[Json], tally: Json, limit: int) -> Json:
     """Make the report: figures about everything, then tables."""
-    by_size = functools.partial(sorted, key=itemgetter("bytes"), reverse=True)
     total = Counter(dict.fromkeys(("files", "bytes", "lines", "empty", "unread", *MARKERS), 0))
     kinds: dict[str, Counter[str]] = {}
     languages = []
@@ -472,8 +473,8 @@ def report(count: Json, findings: list[Json], tally: Json, limit: int) -> Json:
         **total,
         "duplicates": sum(row["copies"] - 1 for row in copies),
         "wasted": sum(row["wasted"] for row in copies),
-        "kinds": by_size({"kind": kind, **kinds[kind]} for kind in kinds),
-        "languages": by_size(languages),
+        "kinds": sorted(({"kind": kind, **kinds[kind]} for kind in kinds), key=itemgetter("bytes"), reverse=True),
+        "languages": sorted(languages, key=itemgetter("bytes"), reverse=True),
         **tables,
         "duplicate_files": copies[:limit],
         "findings": sorted([*findings, *tally["findings"]], key=lambda row: row["path"]),

@@ -17,7 +17,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 def some_files(tmp_path: Path) -> Path:
     """A small directory for an example to work on."""
     (tmp_path / "code.py").write_text("def f(x):\n    return x  # TODO: more\n", encoding="utf-8")
-    (tmp_path / "copy.py").write_text("def f(x):\n    return x  # TODO: more\n", encoding="utf-8")
+    (tmp_path / "same.py").write_text("def f(x):\n    return x  # TODO: more\n", encoding="utf-8")
     (tmp_path / "notes.md").write_text("# Notes\n", encoding="utf-8")
     return tmp_path
 
@@ -29,7 +29,7 @@ def command_of(example: Path) -> list[str]:
     command = next((line for line in commands if line.startswith("agentcore run ")), None)
     assert command, f"{example.name} must say in its docstring how it is run: agentcore run ..."
     words = shlex.split(command.replace(f"examples/{example.name}", str(example)))
-    return [sys.executable, "-m", "agentcore", *words[1:]]
+    return [str(Path(sys.executable).with_name("agentcore")), *words[1:]]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

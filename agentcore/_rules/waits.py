@@ -95,9 +95,7 @@ class WaitGraph(Generic[R]):
         while wait.wanted not in wanted:
             wanted.append(wait.wanted)
             wait, held = next(
-                (other, held)
-                for other in stuck
-                if wanted[-1] in (held := [resource for resource, _ in other.held])
+                (other, held) for other in stuck if wanted[-1] in (held := [resource for resource, _ in other.held])
             )
             # From the holder of what is wanted inwards to the end of its chain, which wants the next one.
             segments.append(held[held.index(wanted[-1]) :: -1])

@@ -31,7 +31,11 @@ def tables(output: Mapping[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
             yield title, ("", ""), [(str(name), _cell(item)) for name, item in value.items()]
         elif value and all(isinstance(item, Mapping) for item in value):
             columns = list(dict.fromkeys(name for item in value for name in item))
-            yield title, [_label(name) for name in columns], [[_cell(item.get(name)) for name in columns] for item in value]
+            yield (
+                title,
+                [_label(name) for name in columns],
+                [[_cell(item.get(name)) for name in columns] for item in value],
+            )
         else:
             yield title, ("",), [(_cell(item),) for item in value]
 

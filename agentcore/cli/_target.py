@@ -26,13 +26,17 @@ def load_target(text: str) -> tuple[str, Target]:
     """
     where, colon, name = text.rpartition(":")
     if not (where and colon and name):
-        raise _unusable("target", text, "read module:object or file.py:object", "for example examples/triage.py:workflow")
+        raise _unusable(
+            "target", text, "read module:object or file.py:object", "for example examples/triage.py:workflow"
+        )
     try:
         found = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
     except ConfigurationError:
         raise
     except Exception as error:
-        raise _unusable("target", text, f"be importable, but {type(error).__name__}: {error}", "mend the module") from error
+        raise _unusable(
+            "target", text, f"be importable, but {type(error).__name__}: {error}", "mend the module"
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             known = ", ".join(sorted(key for key in vars(found) if not key.startswith("_"))[:12])

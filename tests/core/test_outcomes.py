@@ -1,0 +1,499 @@
+"""The table of outcomes: what each way in which an execution can end means for each layer.
+
+`TABLE` has a row for every outcome and a cell for every layer. A cell is an expectation that the tests below check, a
+dash where the layer is not concerned, or the part that it waits for; a part that has come turns its cells into failures
+until they are filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+
+import agentcore
+from agentcore import (
+    AgentConfig,
+    AgentContext,
+    AgentCrashedError,
+    AgentExecutionError,
+    AgentInitializationError,
+    AgentResult,
+    AgentRuntime,
+    AgentState,
+    AgentTimeoutError,
+    BaseAgent,
+    BaseTask,
+    TaskCanceledError,
+    TaskExecutionError,
+    TaskState,
+)
+
+pytestmark = pytest.mark.anyio
+
+Step = Callable[[], Awaitable[Any]]
+
+
+class Boom(Exception):
+    """What an agent's code raises."""
+
+
+async def ready() -> bool:
+    return True
+
+
+async def not_ready() -> bool:
+    return False
+
+
+async def succeed() -> AgentResult:
+    return AgentResult.success_result({"answer": 42})
+
+
+async def give_up() -> AgentResult:
+    return AgentResult.error_result({"error_type": "Refused", "message": "not today"})
+
+
+async def raise_boom() -> Any:
+    raise Boom("inside")
+
+
+async def exit_process() -> Any:
+    raise SystemExit(3)
+
+
+async def hang() -> Any:
+    await anyio.sleep_forever()
+
+
+class Scripted(BaseAgent):
+    """An agent that does what a row says, and notes its own state on the way."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(AgentConfig("scripted", "test", timeout=row.timeout))
+        self.row = row
+        self.handled: list[Exception] = []
+        self.initialized = 0
+        self.seen: list[AgentState] = []
+
+    async def initialize(self) -> bool:
+        self.initialized += 1
+        self.seen.append(self.state)
+        return bool(await self.row.initialize())
+
+    async def process(self, context: AgentContext) -> AgentResult:
+        self.seen.append(self.state)
+        result: AgentResult = await self.row.process()
+        return result
+
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+        self.seen.append(self.state)
+        self.handled.append(error)
+        if self.row.handle_error is not None:
+            result: AgentResult = await self.row.handle_error()
+            return result
+        return AgentResult.error_result({"error_type": type(error).__name__, "message": "handled"})
+
+
+@attrs.frozen
+class Later:
+    """A cell whose part is not there yet: ``name`` will be in ``agentcore`` when it is."""
+
+    name: str
+
+
+BREAKER = Later("CircuitBreaker")
+SUPERVISOR = Later("Supervisor")
+RETRY = Later("RetryPolicy")
+TELL = Later("AgentCrash")
+NOT_CONCERNED = "–"
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """An outcome, how it is brought about, and what it means."""
+
+    name: str
+    # How.
+    process: Step = succeed
+    initialize: Step = ready
+    handle_error: Step | None = None
+    timeout: float | None = None
+    options: dict[str, Any] = attrs.field(factory=dict)
+    # What `execute` gives: the error of a result (None for success), or the type that is raised.
+    gives: dict[str, Any] | type[BaseException] | None
+    handled: type[Exception] | None = None
+    seen: list[AgentState]
+    agent: AgentState = AgentState.IDLE
+    # The task.
+    task: TaskState
+    deadline: str | None = None
+    waiter: type[BaseException] | None = TaskExecutionError
+    cause: type[BaseException] | None = None
+    # The layers that come later.
+    retried: Later | str = RETRY
+    breaker: Later | str = BREAKER
+    supervisor: Later | str = NOT_CONCERNED
+
+
+INITIALIZING, PROCESSING, ERROR = AgentState.INITIALIZING, AgentState.PROCESSING, AgentState.ERROR
+
+TABLE = [
+    Row(
+        name="success result",
+        gives=None,
+        seen=[INITIALIZING, PROCESSING],
+        task=TaskState.COMPLETED,
+        waiter=None,
+        retried=NOT_CONCERNED,
+    ),
+    Row(
+        name="result with success False",
+        process=give_up,
+        gives={"error_type": "Refused", "message": "not today"},
+        seen=[INITIALIZING, PROCESSING],
+        task=TaskState.FAILED,
+    ),
+    Row(
+        name="process raises",
+        process=raise_boom,
+        gives={"error_type": "Boom", "message": "handled"},
+        handled=Boom,
+        seen=[INITIALIZING, PROCESSING, ERROR],
+        task=TaskState.FAILED,
+        cause=Boom,
+    ),
+    Row(
+        name="process raises and handle_error makes a success of it",
+        process=raise_boom,
+        handle_error=succeed,
+        gives=None,
+        handled=Boom,
+        seen=[INITIALIZING, PROCESSING, ERROR],
+        task=TaskState.COMPLETED,
+        waiter=None,
+        retried=NOT_CONCERNED,
+    ),
+    Row(
+        name="deadline of the agent",
+        process=hang,
+        timeout=0.01,
+        gives={"error_type": "AgentTimeoutError", "message": "handled"},
+        handled=AgentTimeoutError,
+        seen=[INITIALIZING, PROCESSING, ERROR],
+        task=TaskState.FAILED,
+        deadline="agent",
+        cause=AgentTimeoutError,
+    ),
+    Row(
+        name="deadline of the execution",
+        process=hang,
+        options={"timeout": 0.01},
+        gives={"error_type": "AgentTimeoutError", "message": "handled"},
+        handled=AgentTimeoutError,
+        seen=[INITIALIZING, PROCESSING, ERROR],
+        task=TaskState.FAILED,
+        deadline="timeout",
+        cause=AgentTimeoutError,
+    ),
+    Row(
+        name="deadline of everything",
+        process=hang,
+        options={"deadline": 0.01},
+        gives={"error_type": "AgentTimeoutError", "message": "handled"},
+        handled=AgentTimeoutError,
+        seen=[INITIALIZING, PROCESSING, ERROR],
+        task=TaskState.FAILED,
+        deadline="total",
+        cause=AgentTimeoutError,
+    ),
+    Row(
+        name="initialize is False",
+        initialize=not_ready,
+        gives={"error_type": "AgentInitializationError", "message": "handled"},
+        handled=AgentInitializationError,
+        seen=[INITIALIZING, ERROR],
+        task=TaskState.FAILED,
+        cause=AgentInitializationError,
+        supervisor=SUPERVISOR,
+    ),
+    Row(
+        name="initialize raises",
+        initialize=raise_boom,
+        gives={"error_type": "AgentInitializationError", "message": "handled"},
+        handled=AgentInitializationError,
+        seen=[INITIALIZING, ERROR],
+        task=TaskState.FAILED,
+        cause=AgentInitializationError,
+        supervisor=SUPERVISOR,
+    ),
+    Row(
+        name="handle_error raises",
+        process=raise_boom,
+        handle_error=raise_boom,
+        gives=AgentExecutionError,
+        handled=Boom,
+        seen=[INITIALIZING, PROCESSING, ERROR],
+        agent=ERROR,
+        task=TaskState.FAILED,
+        cause=AgentExecutionError,
+        supervisor=SUPERVISOR,
+    ),
+    Row(
+        name="SystemExit-like",
+        process=exit_process,
+        gives=SystemExit,
+        seen=[INITIALIZING, PROCESSING],
+        agent=ERROR,
+        task=TaskState.FAILED,
+        waiter=SystemExit,
+        supervisor=SUPERVISOR,
+    ),
+]
+
+# The outcomes that come from outside have tests of their own below, and these cells to come.
+FROM_OUTSIDE = {
+    "the caller's scope is cancelled": [BREAKER],
+    "handle.cancel(reason)": [BREAKER],
+    "shutdown after grace": [BREAKER, SUPERVISOR, Later("SQLiteStore")],
+    "a tell handler fails, AgentCrash": [TELL],
+    "the supervisor restarts the agent": [SUPERVISOR],
+}
+
+rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+
+
+def context_of(row: Row) -> AgentContext:
+    """Return a context for a direct execution; deadlines from outside are the runtime's affair."""
+    return AgentContext(task=BaseTask.create("scripted"))
+
+
+@rows
+def test_cells_of_parts_that_have_come(row: Row) -> None:
+    """No cell waits for a part that is there."""
+    waiting = [cell.name for cell in (row.retried, row.breaker, row.supervisor) if isinstance(cell, Later)]
+    assert [] == [name for name in waiting if hasattr(agentcore, name)]
+
+
+def test_outcomes_from_outside_of_parts_that_have_come() -> None:
+    """No outcome waits for a part that is there."""
+    waiting = {cell.name for cells in FROM_OUTSIDE.values() for cell in cells}
+    assert [] == [name for name in sorted(waiting) if hasattr(agentcore, name)]
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if not row.options], ids=lambda row: row.name)
+async def test_execute(row: Row) -> None:
+    """`execute` gives what the row says, moves no task, and leaves the agent in the row's state."""
+    agent, context = Scripted(row), context_of(row)
+    if isinstance(row.gives, type):
+        with pytest.raises(row.gives):
+            await agent.execute(context)
+    else:
+        result = await agent.execute(context)
+        assert (row.gives is None, row.gives) == (result.success, result.error)
+    assert row.seen == agent.seen
+    assert [row.handled] * (row.handled is not None) == [type(error) for error in agent.handled]
+    assert row.agent == agent.state
+    assert context.task is not None
+    assert TaskState.PENDING == context.task.state
+    assert (0, 0) == (agent.metrics.running, agent.metrics.waiting)
+
+
+@rows
+async def test_run(row: Row) -> None:
+    """`run` moves the task as the row says and tells the caller."""
+    agent = Scripted(row)
+    task = BaseTask.create("scripted")
+    async with AgentRuntime() as runtime:
+        runtime.registry("agents").register("scripted", agent)
+        if row.waiter is None:
+            assert {"answer": 42} == await runtime.run(task, **row.options)
+        else:
+            with pytest.raises(row.waiter) as caught:
+                await runtime.run(task, **row.options)
+            if row.cause is not None:
+                assert row.cause is type(caught.value.__cause__)
+    check_task(row, task)
+    assert AgentState.TERMINATED == agent.state
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.waiter is not SystemExit], ids=lambda row: row.name)
+async def test_submit(row: Row) -> None:
+    """`submit` moves the task as the row says and tells everyone who waits, each with an error of his own."""
+    agent = Scripted(row)
+    async with AgentRuntime() as runtime:
+        runtime.registry("agents").register("scripted", agent)
+        handle = await runtime.submit("scripted", **row.options)
+        result = await handle.wait()
+        assert (row.task, row.waiter is None) == (result.state, result.success)
+        if row.waiter is None:
+            assert {"answer": 42} == await handle.result()
+        else:
+            with pytest.raises(row.waiter) as first:
+                await handle.result()
+            with pytest.raises(row.waiter) as second:
+                await handle.result()
+            assert first.value is not second.value
+            if row.cause is not None:
+                assert row.cause is type(first.value.__cause__)
+    check_task(row, handle.task)
+
+
+def check_task(row: Row, task: BaseTask) -> None:
+    """Check a task that has ended against its row."""
+    assert row.task == task.state
+    assert (1, int(row.task is TaskState.FAILED)) == (task.attempt, task.failures)
+    if row.deadline is not None:
+        assert task.error is not None
+        assert row.deadline == task.error["deadline"]
+    if isinstance(row.gives, dict):
+        assert row.gives == {key: value for key, value in (task.error or {}).items() if key != "deadline"}
+
+
+async def test_system_exit_in_a_submitted_task() -> None:
+    """What no `except Exception` may catch fails the task and ends the block of the runtime at once."""
+    agent = Scripted(next(row for row in TABLE if row.waiter is SystemExit))
+    reached = []
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with AgentRuntime() as runtime:
+            runtime.registry("agents").register("scripted", agent)
+            handle = await runtime.submit("scripted")
+            await anyio.sleep_forever()
+            reached.append("after")  # type: ignore[unreachable]
+    assert [] == reached
+    assert caught.group_contains(SystemExit)
+    assert TaskState.FAILED == handle.state
+
+
+@pytest.mark.parametrize("initialize", [not_ready, raise_boom], ids=["False", "raises"])
+async def test_initialization_is_tried_again(initialize: Step) -> None:
+    """An agent whose initialisation failed tries it again with the next execution, and once only after it worked."""
+    agent = Scripted(attrs.evolve(TABLE[0], initialize=initialize))
+    assert (await agent.execute(AgentContext())).success is False
+    agent.row = TABLE[0]
+    assert (await agent.execute(AgentContext())).success is True
+    assert (await agent.execute(AgentContext())).success is True
+    assert 2 == agent.initialized
+
+
+async def test_handle_error_fails_with_both_errors() -> None:
+    """`AgentExecutionError` carries the error that was to be handled and the one that handling it raised."""
+    agent = Scripted(next(row for row in TABLE if row.gives is AgentExecutionError))
+    with pytest.raises(AgentExecutionError) as caught:
+        await agent.execute(AgentContext())
+    assert agent.handled[0] is caught.value.errors[0]
+    assert caught.value.errors[1] is caught.value.__cause__
+    assert caught.value.errors[0] is not caught.value.errors[1]
+
+
+class Slow(BaseAgent):
+    """An agent that hangs until it is cancelled, and takes its time to unwind."""
+
+    def __init__(self) -> None:
+        super().__init__(AgentConfig("slow", "test"))
+        self.begun = anyio.Event()
+        self.let_go = anyio.Event()
+        self.let_go.set()
+        self.unwinding = anyio.Event()
+        self.task: BaseTask | None = None
+
+    async def initialize(self) -> bool:
+        return True
+
+    async def process(self, context: AgentContext) -> AgentResult:
+        self.task = context.task
+        self.begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.unwinding.set()
+            with anyio.CancelScope(shield=True):
+                await self.let_go.wait()
+        raise AssertionError("unreachable")
+
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+        raise AssertionError(f"cancellation is no error: {error!r}")
+
+
+async def test_caller_of_execute_is_cancelled() -> None:
+    """Cancellation goes through `execute`, and the agent is IDLE."""
+    agent = Slow()
+    async with anyio.create_task_group() as group:
+        group.start_soon(agent.execute, AgentContext())
+        await agent.begun.wait()
+        assert AgentState.PROCESSING == agent.state
+        group.cancel_scope.cancel()
+    assert AgentState.IDLE == agent.state
+    assert (1, 0, 0) == (agent.metrics.cancellations, agent.metrics.failures, agent.metrics.running)
+
+
+async def test_caller_of_run_is_cancelled() -> None:
+    """The task of a caller who is cancelled is CANCELED once it has been unwound."""
+    agent = Slow()
+    async with AgentRuntime() as runtime:
+        runtime.registry("agents").register("slow", agent)
+        async with anyio.create_task_group() as group:
+            group.start_soon(runtime.run, "slow")
+            await agent.begun.wait()
+            agent.let_go = anyio.Event()
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await agent.unwinding.wait()
+                assert agent.task is not None
+                assert TaskState.RUNNING == agent.task.state
+                agent.let_go.set()
+        assert TaskState.CANCELED == agent.task.state
+        assert AgentState.IDLE == agent.state
+
+
+async def test_handle_is_cancelled() -> None:
+    """A cancelled task is CANCELED once it has been unwound; who waits gets a TaskCanceledError with the reason."""
+    agent = Slow()
+    async with AgentRuntime() as runtime:
+        runtime.registry("agents").register("slow", agent)
+        handle = await runtime.submit("slow")
+        await agent.begun.wait()
+        agent.let_go = anyio.Event()
+        assert handle.cancel("no longer wanted") is True
+        await agent.unwinding.wait()
+        assert (TaskState.RUNNING, True) == (handle.state, handle.task.cancel_requested)
+        agent.let_go.set()
+        with pytest.raises(TaskCanceledError, match="no longer wanted"):
+            await handle.result()
+        assert (TaskState.CANCELED, False) == (handle.state, handle.task.cancel_requested)
+        assert "no longer wanted" == handle.task.cancel_reason
+        assert handle.cancel("again") is False
+
+
+async def test_shutdown_after_grace() -> None:
+    """What outlives the grace is cancelled with a reason, and the report names it."""
+    agent = Slow()
+    async with AgentRuntime(grace=0.01) as runtime:
+        runtime.registry("agents").register("slow", agent)
+        handle = await runtime.submit("slow")
+        await agent.begun.wait()
+    assert TaskState.CANCELED == handle.state
+    assert "the runtime is shutting down" == handle.task.cancel_reason
+    assert runtime.report is not None
+    assert (False, [handle.id]) == (runtime.report.drained, [cut.task_id for cut in runtime.report.cut_short])
+    with pytest.raises(TaskCanceledError, match="shutting down"):
+        await handle.result()
+
+
+async def test_failure_that_nobody_learns_of() -> None:
+    """A failure in the background that reached nobody reaches the exit of the runtime."""
+    with pytest.raises(AgentCrashedError) as caught:
+        async with AgentRuntime() as runtime:
+            runtime.handler("boom")(boom)
+            await runtime.submit("boom")
+            await runtime.submit("boom")
+    assert [TaskExecutionError, TaskExecutionError] == [type(error) for error in caught.value.exceptions]
+    assert [Boom, Boom] == [type(error.__cause__) for error in caught.value.exceptions]
+
+
+async def boom(task_input: dict[str, Any]) -> None:
+    """A handler that fails."""
+    raise Boom("inside")
