@@ -18,7 +18,8 @@ from agentcore._registry import (
 from agentcore._rules.agent_states import AgentState
 from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._runtime import AgentRuntime, RuntimeConfig, RuntimeStatistics, ShutdownReport
-from agentcore._tasks import BaseTask, Checkpoint, TaskFactory, TaskResult
+from agentcore._task_records import Checkpoint
+from agentcore._tasks import BaseTask, TaskFactory, TaskResult
 from agentcore.errors import (
     AgentCrashedError,
     AgentDeadlockError,
@@ -105,9 +106,7 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "WorkerPoolError",
 ]
 
-for _name in __all__:
-    # What is exported belongs to the facade: in tracebacks, in documentation, in pickles.
-    _item = globals()[_name]
+# What is exported belongs to the facade: in tracebacks, in documentation, in pickles.
+for _item in [globals()[name] for name in __all__]:
     if _item.__module__.startswith("agentcore."):
         _item.__module__ = "agentcore"
-del _name, _item

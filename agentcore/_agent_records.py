@@ -89,7 +89,7 @@ def _check_terminate_timeout(_: object, field: "attrs.Attribute[float]", value: 
     check_seconds(field.name, value)
 
 
-def _check_max_concurrency(_: object, field: "attrs.Attribute[int | None]", value: object) -> None:
+def _check_max_concurrency(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise _unusable(field.name, value, "a whole number, 1 or more", "use None for no limit")
 
@@ -161,7 +161,7 @@ class AgentContext:
         """When this is going to be cancelled, on the clock of the event loop; infinite if never, as things stand."""
         return anyio.current_effective_deadline()
 
-    async def run(self, task: BaseTask | str, input: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:  # noqa: A002 - the field's name
+    async def run(self, task: BaseTask | str, input: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
         """Run a child of this task here and now and return its output; as `AgentRuntime.run`.
 
         Raises:
@@ -169,7 +169,7 @@ class AgentContext:
         """
         return await self._in_runtime("run").run(task, input, **options)
 
-    async def submit(self, task: BaseTask | str, input: Mapping[str, Any] | None = None, **options: Any) -> TaskHandle:  # noqa: A002 - the field's name
+    async def submit(self, task: BaseTask | str, input: Mapping[str, Any] | None = None, **options: Any) -> TaskHandle:
         """Hand a child of this task to the runtime, which owns it from then on; as `AgentRuntime.submit`.
 
         Raises:

@@ -224,14 +224,10 @@ class BaseAgent(abc.ABC):
         life = self._life
         if life.terminating:
             raise self._gone()
-        if context.__class__ is not AgentContext and not isinstance(context, AgentContext):
-            raise ConfigurationError(
-                f"execute of agent {self.name!r} takes an AgentContext: got {context!r}; write AgentContext(task=...)",
-                {"name": "context", "value": context},
-            )
+        if context.__class__ is not AgentContext:
+            self._check_context(context)
         around = current_execution.get()
-        slots = self._slots
-        if not slots.try_take():
+        if not self._slots.try_take():
             try:
                 await self._wait_for_turn(around, context._limit)
             except AgentTimeoutError as error:
@@ -251,7 +247,7 @@ class BaseAgent(abc.ABC):
                 result = await self._process(context, execution)
             if result.__class__ is not AgentResult:
                 raise self._not_a_result("process", result)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handed to handle_error, whatever it is
             result = await self._recover(error, context, execution)
         except BaseException as error:
             self._interrupted(error)
@@ -261,10 +257,7 @@ class BaseAgent(abc.ABC):
             current_execution.reset(token)
             execution[0] = None
             life.running -= 1
-            if (turn := slots.give()) is not None:
-                turn.set()
-            if self._idle is not None:
-                self._idle.set()
+            self._pass_turn_on()
             self._last_duration = duration = clock() - began
             self._total_duration += duration
             self._histogram[bisect_left(HISTOGRAM_BOUNDS, duration)] += 1
@@ -439,6 +432,8 @@ class BaseAgent(abc.ABC):
     def _pass_turn_on(self) -> None:
         if (turn := self._slots.give()) is not None:
             turn.set()
+        if self._idle is not None:
+            self._idle.set()
 
     async def _terminate(self, hook: _Hook | None) -> None:
         life = self._life
@@ -485,6 +480,13 @@ class BaseAgent(abc.ABC):
         for scope, execution in self._scopes.items():
             if id(execution) not in own:
                 scope.cancel(f"agent {self.name!r} is being terminated")
+
+    def _check_context(self, context: object) -> None:
+        if not isinstance(context, AgentContext):
+            raise ConfigurationError(
+                f"execute of agent {self.name!r} takes an AgentContext: got {context!r}; write AgentContext(task=...)",
+                {"name": "context", "value": context},
+            )
 
     def _gone(self) -> AgentTerminatedError:
         return AgentTerminatedError(f"agent {self.name!r} has been terminated; make a new one", {"agent": self.name})

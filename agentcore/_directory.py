@@ -74,7 +74,7 @@ class FunctionAgent(BaseAgent):
             return value
         return AgentResult.success_result(value if isinstance(value, dict) else {"result": value})
 
-    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:  # noqa: ARG002
         """Return a result with the type of the error and its message."""
         return AgentResult.error_result(describe(error))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import anyio
 
@@ -13,7 +13,7 @@ from agentcore import _interop
 from agentcore._runtime import AgentRuntime, RuntimeConfig
 from agentcore.errors import ConfigurationError
 
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -33,7 +33,7 @@ class _Interruption:
         self.signals.append(number)
         if len(self.signals) == 1:
             self._wake_up(self._first.set)
-        elif len(self.signals) == 2:  # noqa: PLR2004 - drain, cancel, exit
+        elif len(self.signals) == 2:
             self._wake_up(self._cancel)
         else:
             os._exit(128 + number)
@@ -50,8 +50,8 @@ class _Interruption:
 
 
 def run(
-    main: Callable[Concatenate[AgentRuntime, P], Awaitable[T]],
-    *args: P.args,
+    main: Callable[[AgentRuntime, *Args], Awaitable[T]],
+    *args: *Args,
     backend: str = "asyncio",
     backend_options: Mapping[str, Any] | None = None,
     config: RuntimeConfig | None = None,

@@ -82,17 +82,15 @@ class EventLog:
             A function that ends this. Calling it again does nothing.
         """
         # A fresh tuple each time: an emission that is under way goes on with the one it began with.
+        subscription = [sink]
         self._sinks = (*self._sinks, sink)
 
         def unsubscribe() -> None:
-            nonlocal sink_is_there
-            if sink_is_there:
-                sink_is_there = False
+            if subscription:
                 sinks = list(self._sinks)
-                sinks.remove(sink)
+                sinks.remove(subscription.pop())
                 self._sinks = tuple(sinks)
 
-        sink_is_there = True
         return unsubscribe
 
     def recent(self) -> tuple[Event, ...]:

@@ -8,8 +8,8 @@ from typing import Any, Protocol, final
 import anyio
 import anyio.lowlevel
 
-from agentcore._tasks import BaseTask, TaskResult
 from agentcore._rules.task_states import TaskState
+from agentcore._tasks import BaseTask, TaskResult
 from agentcore.errors import TaskCanceledError, TaskExecutionError, TaskTimeoutError
 
 

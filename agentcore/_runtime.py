@@ -23,8 +23,9 @@ from agentcore._context import current_runtime
 from agentcore._directory import Directory
 from agentcore._events import Event, EventLog, EventSink
 from agentcore._handle import TaskHandle
+from agentcore._job import Plan
 from agentcore._registry import Registry
-from agentcore._scheduler import Plan, Scheduler, SchedulerStatistics
+from agentcore._scheduler import Scheduler, SchedulerStatistics
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
 from agentcore.errors import AgentCrashedError, ConfigurationError, RuntimeClosedError
 
@@ -177,7 +178,7 @@ class AgentRuntime:
     async def run(
         self,
         task: BaseTask | str,
-        input: Mapping[str, Any] | None = None,  # noqa: A002 - the field's name
+        input: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -214,7 +215,7 @@ class AgentRuntime:
     async def submit(
         self,
         task: BaseTask | str,
-        input: Mapping[str, Any] | None = None,  # noqa: A002 - the field's name
+        input: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -419,7 +420,7 @@ class AgentRuntime:
     def _plan(
         self,
         task: BaseTask | str,
-        input: Mapping[str, Any] | None,  # noqa: A002 - the field's name
+        input: Mapping[str, Any] | None,
         timeout: float | None,
         deadline: float | None,
         fields: dict[str, Any],
@@ -436,7 +437,7 @@ class AgentRuntime:
     def _task(
         self,
         task: BaseTask | str,
-        input: Mapping[str, Any] | None,  # noqa: A002 - the field's name
+        input: Mapping[str, Any] | None,
         fields: dict[str, Any],
     ) -> BaseTask:
         if isinstance(task, str):

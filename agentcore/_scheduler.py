@@ -21,13 +21,14 @@ import anyio.abc
 import anyio.lowlevel
 import attrs
 
-from agentcore._agent_records import AgentContext, AgentResult, Limit
+from agentcore._agent_records import AgentContext, AgentResult
 from agentcore._agents import BaseAgent
 from agentcore._context import current_execution, current_job, current_runtime
-from agentcore._directory import Route, describe
+from agentcore._directory import describe
 from agentcore._events import EventLog
-from agentcore._interop import split_cancellation
 from agentcore._handle import TaskHandle, outcome_of
+from agentcore._interop import split_cancellation
+from agentcore._job import Job, Plan, Turn
 from agentcore._rules.admission import Slots
 from agentcore._rules.task_states import TaskState
 from agentcore._tasks import BaseTask, TaskResult
@@ -44,101 +45,6 @@ from agentcore.errors import (
 
 MAX_LOST: Final = 100
 """How many failures that reached nobody are kept whole for the exit of the runtime; further ones are counted."""
-
-
-@final
-class Turn:
-    """A place in a line: set when it is granted, or when the line is dissolved."""
-
-    __slots__ = ("event", "granted")
-
-    def __init__(self) -> None:
-        self.event = anyio.Event()
-        self.granted = False
-
-    def grant(self) -> None:
-        """Let whoever waits here go on with a slot."""
-        self.granted = True
-        self.event.set()
-
-
-@final
-@attrs.frozen
-class Plan:
-    """How a task is to be executed.
-
-    Attributes:
-        route: the way to the agent.
-        total: the deadline of everything, the wait for a turn included.
-        timeout: seconds for the execution alone.
-    """
-
-    route: Route
-    total: Limit | None = None
-    timeout: float | None = None
-
-    def limit(self) -> Limit | None:
-        """Return the nearest deadline of an execution that begins now."""
-        if self.timeout is None:
-            return self.total
-        own = Limit(anyio.current_time() + self.timeout, "timeout", self.timeout)
-        return own if self.total is None or own.at < self.total.at else self.total
-
-    def check(self, task: BaseTask, where: str) -> None:
-        """Raise if the total deadline has passed.
-
-        Raises:
-            TaskTimeoutError: it has.
-        """
-        if self.total is not None and anyio.current_time() >= self.total.at:
-            raise TaskTimeoutError(
-                f"task {task.id} of type {task.type!r} exceeded its deadline 'total' of {self.total.seconds:g} s {where}; "
-                "allow more time or raise in_flight",
-                {"task_id": task.id, "deadline": "total", "timeout": self.total.seconds},
-            )
-
-
-@final
-class Job:
-    """A task while it is executed.
-
-    Attributes:
-        task: the task.
-        plan: how it is to be executed.
-        parent: the job that it was run or submitted in, if that still runs.
-        handle: what the submitter holds; None for a task that is run.
-        scope: what cancelling the task cancels.
-        turn: its place in line; None if it had a slot at once.
-        has_slot: whether one of the slots in flight is its own now.
-        waiting_for: how many children it waits for. Its slot is lent as long as there are any.
-        cause: the exception behind the outcome.
-        ended: whether it is settled.
-    """
-
-    __slots__ = (
-        "cause",
-        "ended",
-        "handle",
-        "has_slot",
-        "parent",
-        "plan",
-        "scope",
-        "task",
-        "turn",
-        "waiting_for",
-    )
-
-    def __init__(self, task: BaseTask, plan: Plan, parent: Job | None, turn: Turn | None) -> None:
-        self.task = task
-        self.plan = plan
-        self.parent = parent
-        self.turn = turn
-        self.has_slot = turn is None
-        self.handle: TaskHandle | None = None
-        self.scope = anyio.CancelScope()
-        self.waiting_for = 0
-        self.cause: BaseException | None = None
-        self.ended = False
 
 
 @final
@@ -368,7 +274,7 @@ class Scheduler:
         try:
             with job.scope:
                 await self._execute(job)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - what may not be swallowed is raised by the block
             # It is settled, and the task ends here. A cancellation is not passed on: it may be a foreign `Task.cancel()`,
             # for which AnyIO would cancel the whole group; whoever cancels the group finds this task at its end anyway.
             _, rest = split_cancellation(error)
@@ -388,7 +294,7 @@ class Scheduler:
             if job.turn is not None:
                 await self._wait_for_turn(job, job.turn)
             result = await self._perform(job)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is the task's outcome
             self._settle(job, None, error)
         except BaseException as error:
             self._settle(job, None, error)
@@ -428,7 +334,7 @@ class Scheduler:
         """Terminate the agent of one task. The task's outcome stands whatever happens here, so a failure is the runtime's."""
         try:
             await agent.terminate()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised at the exit of the runtime
             self.crashes.append(error)
 
     def _settle(self, job: Job, result: AgentResult | None, error: BaseException | None) -> None:

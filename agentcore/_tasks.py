@@ -21,7 +21,17 @@ from agentcore._events import Event, to_datetime
 from agentcore._interop import sources
 from agentcore._rules import task_states as rules
 from agentcore._rules.task_states import TaskPriority, TaskState
-from agentcore.errors import ConfigurationError, TaskError, TaskStateError, TaskTimeoutError
+from agentcore._task_records import (
+    Checkpoint,
+    StoredCheckpoint,
+    StoredEvent,
+    TaskHistory,
+    check_timeout_ms,
+    to_dict_of,
+    to_priority,
+    unusable,
+)
+from agentcore.errors import TaskError, TaskStateError, TaskTimeoutError
 
 T = TypeVar("T")
 
@@ -31,53 +41,6 @@ T = TypeVar("T")
 _transition: Final = threading.RLock()
 
 _NO_DATA: Final[Mapping[str, Any]] = {}
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Checkpoint:
-    """Progress that a task has saved.
-
-    Attributes:
-        at: when, in UTC.
-        data: what the task needs to go on from here.
-    """
-
-    at: datetime
-    data: Mapping[str, Any]
-
-
-@attrs.frozen
-class _StoredEvent:
-    sequence: int
-    event_type: str
-    at: _codec.Timestamp
-    data: Mapping[str, Any]
-
-
-@attrs.frozen
-class _StoredCheckpoint:
-    at: _codec.Timestamp
-    data: Mapping[str, Any]
-
-
-@attrs.frozen(kw_only=True)
-class _History:
-    """What `to_dict` writes besides the arguments of the class: all that has happened to a task."""
-
-    state: TaskState
-    output: dict[str, Any] | None
-    error: dict[str, Any] | None
-    attempt: int
-    failures: int
-    created_at: _codec.Timestamp
-    started_at: _codec.Timestamp | None
-    finished_at: _codec.Timestamp | None
-    duration_ms: int | None
-    cancel_reason: str | None
-    cancel_requested: bool
-    events: list[_StoredEvent]
-    checkpoints: list[_StoredCheckpoint]
 
 
 @attrs.define(kw_only=True, eq=False, repr=False)
@@ -140,7 +103,7 @@ class BaseTask:
         if self.__class__ is not BaseTask and "__attrs_attrs__" not in self.__class__.__dict__:
             raise _undecorated(self.__class__)
         if self._type.__class__ is not str or not self._type:
-            raise _unusable("type", self._type, "a string that is not empty", "name the kind of work")
+            raise unusable("type", self._type, "a string that is not empty", "name the kind of work")
         if self.priority.__class__ is not TaskPriority:
             self.priority = to_priority(self.priority)
         if self.input.__class__ is not dict:
@@ -148,7 +111,7 @@ class BaseTask:
         if self._metadata is not None:
             self._metadata = to_dict_of("metadata", self._metadata)
         if self.timeout_ms is not None:
-            _check_timeout_ms("timeout_ms", self.timeout_ms)
+            check_timeout_ms("timeout_ms", self.timeout_ms)
         self._state = rules.INITIAL
         self._output = self._error = self._cancel_reason = None
         self._attempt = self._failures = self._dropped_events = 0
@@ -161,7 +124,7 @@ class BaseTask:
         return f"<{type(self).__name__} {self._id} of type {self._type!r}, {self._state.name}, attempt {self._attempt}>"
 
     @classmethod
-    def create(cls, type: str, input: Mapping[str, Any] | None = None, **fields: Any) -> Self:  # noqa: A002 - the field's name
+    def create(cls, type: str, input: Mapping[str, Any] | None = None, **fields: Any) -> Self:
         """Make a task.
 
         Args:
@@ -407,7 +370,7 @@ class BaseTask:
         if timeout_ms is None:
             return await coro
         try:
-            _check_timeout_ms("timeout_override_ms", timeout_ms)
+            check_timeout_ms("timeout_override_ms", timeout_ms)
             scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_ms / 1000)
         except BaseException:
             if (close := getattr(coro, "close", None)) is not None:
@@ -464,7 +427,7 @@ class BaseTask:
         with _transition:
             arguments = _codec.unstructure(self)
             history = _codec.unstructure(
-                _History(
+                TaskHistory(
                     state=self._state,
                     output=self._output,
                     error=self._error,
@@ -477,12 +440,12 @@ class BaseTask:
                     cancel_reason=self._cancel_reason,
                     cancel_requested=self._cancel_requested,
                     events=[
-                        _StoredEvent(
+                        StoredEvent(
                             event.sequence, event.event_type, _codec.Timestamp(event.at.timestamp()), event.data
                         )
                         for event in self.events
                     ],
-                    checkpoints=[_StoredCheckpoint(_codec.Timestamp(at), data) for at, data in self._checkpoints or ()],
+                    checkpoints=[StoredCheckpoint(_codec.Timestamp(at), data) for at, data in self._checkpoints or ()],
                 )
             )
         return {"schema_version": self.schema_version, **arguments, "metadata": self.metadata, **history}
@@ -502,7 +465,7 @@ class BaseTask:
                 f"a task can be read up to schema_version {cls.schema_version}: got {version!r}; upgrade agentcore",
                 {"schema_version": version, "supported": cls.schema_version},
             )
-        (task, history), problems = _codec.structure_all(values, cls, _History)
+        (task, history), problems = _codec.structure_all(values, cls, TaskHistory)
         if problems:
             raise TaskError(
                 f"a task cannot be read: {'; '.join(problems)}; pass what to_dict() gave", {"problems": problems}
@@ -510,7 +473,7 @@ class BaseTask:
         task._restore(history)
         return task
 
-    def _restore(self, history: _History) -> None:
+    def _restore(self, history: TaskHistory) -> None:
         self._state = history.state
         self._output, self._error = history.output, history.error
         self._attempt, self._failures = history.attempt, history.failures
@@ -548,43 +511,6 @@ def _undecorated(cls: type) -> TypeError:
     )
 
 
-def _unusable(name: str, value: object, rule: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{name} of a task must be {rule}: got {value!r}; {remedy}", {"name": name, "value": value}
-    )
-
-
-def to_dict_of(name: str, value: object) -> dict[str, Any]:
-    """Return a mapping as a dictionary, the very one if it is one.
-
-    Raises:
-        ConfigurationError: it is no mapping.
-    """
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise _unusable(name, value, "a mapping", "wrap the value, for instance {'value': ...}")
-
-
-def to_priority(value: object) -> TaskPriority:
-    """Return the priority that a member, its name or its value stands for.
-
-    Raises:
-        ConfigurationError: it stands for none.
-    """
-    if isinstance(value, str) and value.upper() in TaskPriority.__members__:
-        return TaskPriority[value.upper()]
-    if isinstance(value, int) and not isinstance(value, bool) and value in TaskPriority._value2member_map_:
-        return TaskPriority(value)
-    raise _unusable("priority", value, f"one of {', '.join(TaskPriority.__members__)}", "use a member of TaskPriority")
-
-
-def _check_timeout_ms(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise _unusable(name, value, "a number of milliseconds, 0 or more", "use None for no limit")
-
-
 class TaskFactory:
     """Makes tasks with the configuration of one kind of program.
 
@@ -601,7 +527,7 @@ class TaskFactory:
     """Fields of every task, unless the call says otherwise."""
 
     @classmethod
-    def create_task(cls, type: str, input: Mapping[str, Any] | None = None, **fields: Any) -> BaseTask:  # noqa: A002 - the field's name
+    def create_task(cls, type: str, input: Mapping[str, Any] | None = None, **fields: Any) -> BaseTask:
         """Make a task.
 
         Args:

@@ -17,7 +17,7 @@ class TaskRunner(Protocol):
     async def run(
         self,
         task: BaseTask | str,
-        input: Mapping[str, Any] | None = None,  # noqa: A002 - the field's name
+        input: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Run a task in the caller's own task and return its output."""
@@ -25,7 +25,7 @@ class TaskRunner(Protocol):
     async def submit(
         self,
         task: BaseTask | str,
-        input: Mapping[str, Any] | None = None,  # noqa: A002 - the field's name
+        input: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> TaskHandle:
         """Hand a task over and return a handle to it."""

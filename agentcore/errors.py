@@ -294,11 +294,13 @@ class AgentCrashedError(AgentError, ExceptionGroup[Exception]):
     severity = Severity.CRITICAL
     safe_text = "A part of the system failed in the background."
 
-    def __new__(cls, message: str, exceptions: Sequence[Exception], *args: Any, **kwargs: Any) -> Self:
-        """Make the group; ``details`` belongs to ``__init__``."""
+    def __new__(cls, message: str, exceptions: Sequence[Exception], details: Mapping[str, Any] | None = None) -> Self:
+        """Make the group; ``details`` is for ``__init__``."""
+        del details
         return super().__new__(cls, message, exceptions)
 
     def __init__(self, message: str, exceptions: Sequence[Exception], details: Mapping[str, Any] | None = None) -> None:
+        del exceptions  # `__new__` has taken them
         super().__init__(message, details)
 
     def derive(self, excs: Sequence[Exception], /) -> "AgentCrashedError":  # type: ignore[override]

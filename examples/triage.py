@@ -36,7 +36,7 @@ Json = dict[str, Any]
 PARALLEL = 8  # Batches at once. More would only queue up for the interpreter lock.
 BATCH_FILES, BATCH_BYTES, CHUNK = 64, 1 << 23, 1 << 20
 SOURCE_LIMIT = 1 << 20  # Parsing a MiB of Python takes half a second, and nothing can interrupt it.
-SKIPPED = [".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", ".*_cache"]
+SKIPPED = [".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", ".*_cache", ".hypothesis", ".[nt]ox"]
 
 
 # What may be asked: what holds if nothing is said, the rule, and whether a value keeps to it.

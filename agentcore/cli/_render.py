@@ -20,7 +20,7 @@ def render(output: Mapping[str, Any], stream: TextIO, *, width: int = 100) -> No
 
 def tables(output: Mapping[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
     """Yield what to draw: a title, the heads of the columns, the rows. Single values come first, under no title."""
-    scalars = [(_label(key), _cell(value)) for key, value in output.items() if not _is_compound(value)]
+    scalars: list[Row] = [(_label(key), _cell(value)) for key, value in output.items() if not _is_compound(value)]
     if scalars:
         yield "", ("", ""), scalars
     for key, value in output.items():
@@ -28,7 +28,7 @@ def tables(output: Mapping[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
             continue
         title = _label(key)
         if isinstance(value, Mapping):
-            yield title, ("", ""), [(str(name), _cell(item)) for name, item in value.items()]
+            yield title, ("", ""), [(_cell(str(name)), _cell(item)) for name, item in value.items()]
         elif value and all(isinstance(item, Mapping) for item in value):
             columns = list(dict.fromkeys(name for item in value for name in item))
             yield (
@@ -49,20 +49,23 @@ def _label(key: object) -> str:
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.2f}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_cell(item)}" for name, item in value.items())
-    if _is_compound(value):
-        return ", ".join(map(_cell, value))  # type: ignore[call-overload]
+    match value:
+        case None:
+            return ""
+        case bool():
+            text = "yes" if value else "no"
+        case int():
+            text = f"{value:,}"
+        case float():
+            text = f"{value:,.2f}"
+        case Mapping():
+            text = ", ".join(f"{name}: {_cell(item)}" for name, item in value.items())
+        case list() | tuple():
+            text = ", ".join(map(_cell, value))
+        case _:
+            text = str(value)
     # Control characters of foreign file names must not reach the terminal.
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _is_number(cell: str) -> bool:

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 Step = Callable[[], Awaitable[Any]]
 
 
-class Boom(Exception):
+class BoomError(Exception):
     """What an agent's code raises."""
 
 
@@ -58,7 +58,7 @@ async def give_up() -> AgentResult:
 
 
 async def raise_boom() -> Any:
-    raise Boom("inside")
+    raise BoomError("inside")
 
 
 async def exit_process() -> Any:
@@ -109,7 +109,7 @@ BREAKER = Later("CircuitBreaker")
 SUPERVISOR = Later("Supervisor")
 RETRY = Later("RetryPolicy")
 TELL = Later("AgentCrash")
-NOT_CONCERNED = "–"
+NOT_CONCERNED = "-"
 
 
 @attrs.frozen(kw_only=True)
@@ -160,18 +160,18 @@ TABLE = [
     Row(
         name="process raises",
         process=raise_boom,
-        gives={"error_type": "Boom", "message": "handled"},
-        handled=Boom,
+        gives={"error_type": "BoomError", "message": "handled"},
+        handled=BoomError,
         seen=[INITIALIZING, PROCESSING, ERROR],
         task=TaskState.FAILED,
-        cause=Boom,
+        cause=BoomError,
     ),
     Row(
         name="process raises and handle_error makes a success of it",
         process=raise_boom,
         handle_error=succeed,
         gives=None,
-        handled=Boom,
+        handled=BoomError,
         seen=[INITIALIZING, PROCESSING, ERROR],
         task=TaskState.COMPLETED,
         waiter=None,
@@ -235,7 +235,7 @@ TABLE = [
         process=raise_boom,
         handle_error=raise_boom,
         gives=AgentExecutionError,
-        handled=Boom,
+        handled=BoomError,
         seen=[INITIALIZING, PROCESSING, ERROR],
         agent=ERROR,
         task=TaskState.FAILED,
@@ -491,9 +491,9 @@ async def test_failure_that_nobody_learns_of() -> None:
             await runtime.submit("boom")
             await runtime.submit("boom")
     assert [TaskExecutionError, TaskExecutionError] == [type(error) for error in caught.value.exceptions]
-    assert [Boom, Boom] == [type(error.__cause__) for error in caught.value.exceptions]
+    assert [BoomError, BoomError] == [type(error.__cause__) for error in caught.value.exceptions]
 
 
 async def boom(task_input: dict[str, Any]) -> None:
     """A handler that fails."""
-    raise Boom("inside")
+    raise BoomError("inside")

@@ -70,7 +70,7 @@ async def runtimes() -> None:
 
 def registries() -> None:
     names: Registry[int] = Registry("numbers")
-    assert_type(names.get_sync("one"), int)
+    assert_type(names.get_sync("one"), int | None)
 
 
 def entry(main: Callable[[AgentRuntime, str], Awaitable[int]]) -> None:

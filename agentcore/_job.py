@@ -1,0 +1,109 @@
+"""A task while it is executed, and its place in line."""
+
+from __future__ import annotations
+
+from typing import final
+
+import anyio
+import attrs
+
+from agentcore._agent_records import Limit
+from agentcore._directory import Route
+from agentcore._handle import TaskHandle
+from agentcore._tasks import BaseTask
+from agentcore.errors import TaskTimeoutError
+
+
+@final
+class Turn:
+    """A place in a line: set when it is granted, or when the line is dissolved."""
+
+    __slots__ = ("event", "granted")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.granted = False
+
+    def grant(self) -> None:
+        """Let whoever waits here go on with a slot."""
+        self.granted = True
+        self.event.set()
+
+
+@final
+@attrs.frozen
+class Plan:
+    """How a task is to be executed.
+
+    Attributes:
+        route: the way to the agent.
+        total: the deadline of everything, the wait for a turn included.
+        timeout: seconds for the execution alone.
+    """
+
+    route: Route
+    total: Limit | None = None
+    timeout: float | None = None
+
+    def limit(self) -> Limit | None:
+        """Return the nearest deadline of an execution that begins now."""
+        if self.timeout is None:
+            return self.total
+        own = Limit(anyio.current_time() + self.timeout, "timeout", self.timeout)
+        return own if self.total is None or own.at < self.total.at else self.total
+
+    def check(self, task: BaseTask, where: str) -> None:
+        """Raise if the total deadline has passed.
+
+        Raises:
+            TaskTimeoutError: it has.
+        """
+        if self.total is not None and anyio.current_time() >= self.total.at:
+            raise TaskTimeoutError(
+                f"task {task.id} of type {task.type!r} exceeded its deadline 'total' of {self.total.seconds:g} s {where}; "
+                "allow more time or raise in_flight",
+                {"task_id": task.id, "deadline": "total", "timeout": self.total.seconds},
+            )
+
+
+@final
+class Job:
+    """A task while it is executed.
+
+    Attributes:
+        task: the task.
+        plan: how it is to be executed.
+        parent: the job that it was run or submitted in, if that still runs.
+        handle: what the submitter holds; None for a task that is run.
+        scope: what cancelling the task cancels.
+        turn: its place in line; None if it had a slot at once.
+        has_slot: whether one of the slots in flight is its own now.
+        waiting_for: how many children it waits for. Its slot is lent as long as there are any.
+        cause: the exception behind the outcome.
+        ended: whether it is settled.
+    """
+
+    __slots__ = (
+        "cause",
+        "ended",
+        "handle",
+        "has_slot",
+        "parent",
+        "plan",
+        "scope",
+        "task",
+        "turn",
+        "waiting_for",
+    )
+
+    def __init__(self, task: BaseTask, plan: Plan, parent: Job | None, turn: Turn | None) -> None:
+        self.task = task
+        self.plan = plan
+        self.parent = parent
+        self.turn = turn
+        self.has_slot = turn is None
+        self.handle: TaskHandle | None = None
+        self.scope = anyio.CancelScope()
+        self.waiting_for = 0
+        self.cause: BaseException | None = None
+        self.ended = False
