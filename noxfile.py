@@ -89,7 +89,8 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     # Run by itself: ruff's ASYNC rules lack ASYNC102, the await in `finally` without a shield.
-    session.run("flake8-async", "--anyio", *sources("agentcore", "examples"), silent=True)
+    # ASYNC109: `timeout` is what the specification calls it.
+    session.run("flake8-async", "--anyio", "--disable=ASYNC109", *sources("agentcore", "examples"), silent=True)
 
 
 @nox.session(python=BASE)

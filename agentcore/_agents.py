@@ -201,7 +201,7 @@ class BaseAgent(abc.ABC):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.terminate()
+        await self.terminate()  # noqa: ASYNC102 - shields and limits itself
 
     async def execute(self, context: AgentContext) -> AgentResult:
         """Run the agent once: initialise it if need be, `process`, `handle_error` on an error.

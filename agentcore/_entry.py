@@ -92,7 +92,7 @@ def run(
                     try:
                         async with runtime:
                             finished.append(await main(runtime, *args))
-                    except BaseException as error:
+                    except BaseException as error:  # noqa: ASYNC103 - cancellations are raised again
                         # Carried out of the group by hand, which would wrap it.
                         if _interop.split_cancellation(error)[0]:
                             raise

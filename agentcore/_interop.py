@@ -114,7 +114,7 @@ def split_cancellation(error: BaseException) -> tuple[bool, BaseException | None
     """
     if isinstance(error, GeneratorExit):  # the coroutine is being closed; there need not be an event loop any more
         return True, None
-    cancelled = anyio.get_cancelled_exc_class()
+    cancelled = anyio.get_cancelled_exc_class()  # noqa: ASYNC118 - asked for twice below, on a path that is hot
     if isinstance(error, cancelled):
         return True, None
     if isinstance(error, BaseExceptionGroup):

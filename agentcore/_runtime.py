@@ -368,21 +368,20 @@ class AgentRuntime:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
         assert self._group is not None and self._token is not None  # `__aenter__` has set them  # noqa: S101, PT018
-        failed = exc is not None and not _interop.split_cancellation(exc)[0]
+        _, of_block = _interop.split_cancellation(exc) if exc is not None else (False, None)
+        grace, reason = None, "the runtime is shutting down"
+        if exc is not None:
+            grace, reason = 0, f"the block was left by {type(exc).__name__}"
         try:
-            if exc is None:
-                await self.shutdown()
-            else:
-                await self.shutdown(grace=0, reason=f"the block was left by {type(exc).__name__}")
-        except BaseException as error:
-            # A cancellation that came in the meantime must not hide what the block raised.
-            if not (failed and _interop.split_cancellation(error)[0]):
+            await self.shutdown(grace, reason)  # noqa: ASYNC102 - a cancellation ends the draining; the rest is shielded
+        except BaseException as error:  # noqa: ASYNC103 - a cancellation must not hide what the block raised
+            if of_block is None or not _interop.split_cancellation(error)[0]:
                 raise
         finally:
             current_runtime.reset(self._token)
             # Not told of the block's own exception, which would come back wrapped in a group. No task is left by now.
-            await self._group.__aexit__(None, None, None)
-            self._raise_failures(exc if failed else None)
+            await self._group.__aexit__(None, None, None)  # noqa: ASYNC102 - as at the end of every task group
+            self._raise_failures(of_block)
         return False
 
     async def _terminate_agents(self) -> list[tuple[str, Exception]]:

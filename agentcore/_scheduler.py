@@ -274,7 +274,7 @@ class Scheduler:
         try:
             with job.scope:
                 await self._execute(job)
-        except BaseException as error:  # noqa: BLE001 - what may not be swallowed is raised by the block
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - what may not be swallowed is raised by the block
             # It is settled, and the task ends here. A cancellation is not passed on: it may be a foreign `Task.cancel()`,
             # for which AnyIO would cancel the whole group; whoever cancels the group finds this task at its end anyway.
             _, rest = split_cancellation(error)
@@ -327,8 +327,7 @@ class Scheduler:
             return await agent.execute(AgentContext(task, runner=self._runner, limit=job.plan.limit()))
         finally:
             if job.plan.route.owned:
-                # Shielded and limited in time by itself.
-                await self._dismiss(agent)
+                await self._dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
 
     async def _dismiss(self, agent: BaseAgent) -> None:
         """Terminate the agent of one task. The task's outcome stands whatever happens here, so a failure is the runtime's."""
