@@ -90,7 +90,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     # Run by itself: ruff's ASYNC rules lack ASYNC102, the await in `finally` without a shield.
     # ASYNC109: `timeout` is what the specification calls it.
-    session.run("flake8-async", "--anyio", "--disable=ASYNC109", *sources("agentcore", "examples"), silent=True)
+    session.run("flake8-async", "--anyio", "--disable=ASYNC9,ASYNC109", *sources("agentcore", "examples"), silent=True)
 
 
 @nox.session(python=BASE)

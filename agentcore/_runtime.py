@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeVar, final
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import attrs
 
 from agentcore import _interop
@@ -295,7 +296,7 @@ class AgentRuntime:
         return self._report
 
     async def drain(self, timeout: float | None = None) -> bool:
-        """Take no further tasks from outside, and wait until those there are have ended.
+        """Take no further tasks from outside, and wait until those there are have ended. Always a checkpoint.
 
         Args:
             timeout: seconds; None for as long as it takes.
@@ -308,6 +309,7 @@ class AgentRuntime:
         """
         check_seconds("timeout", timeout)
         self.tasks.stop_accepting()
+        await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(timeout) as scope:
             await self.tasks.wait_idle()
         return not scope.cancelled_caught
