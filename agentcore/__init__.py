@@ -18,6 +18,7 @@ from agentcore._registry import (
 from agentcore._rules.agent_states import AgentState
 from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._runtime import AgentRuntime, RuntimeConfig, RuntimeStatistics, ShutdownReport
+from agentcore._scheduler import TaskStatistics
 from agentcore._task_records import Checkpoint
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
 from agentcore.errors import (
@@ -52,6 +53,7 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "RuntimeConfig",
     "RuntimeStatistics",
     "ShutdownReport",
+    "TaskStatistics",
     "run",
     # agents
     "AgentCapability",

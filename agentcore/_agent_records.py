@@ -153,8 +153,9 @@ class AgentContext:
     memory: dict[str, Any] = attrs.field(factory=dict)
     parameters: dict[str, Any] = attrs.field(factory=dict)
     metadata: dict[str, Any] = attrs.field(factory=dict)
-    _runner: TaskRunner | None = attrs.field(default=None, repr=False)
-    _limit: Limit | None = attrs.field(default=None, repr=False)
+    # Set by a runtime.
+    _runner: TaskRunner | None = attrs.field(default=None, init=False, repr=False)
+    _limit: Limit | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def deadline(self) -> float:

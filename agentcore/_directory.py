@@ -94,8 +94,8 @@ class Directory:
 
     def __init__(self) -> None:
         self._overlays: dict[str, Registry[Any]] = {}
-        self.agents = self.registry(AGENTS)
-        self.handlers = self.registry(HANDLERS)
+        self.agents: Registry[Any] = self.registry(AGENTS)
+        self.handlers: Registry[Any] = self.registry(HANDLERS)
         # The agents around functions, each with the function it was made for: a name may be registered anew.
         self._functions: dict[str, tuple[object, FunctionAgent]] = {}
 

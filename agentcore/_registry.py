@@ -297,7 +297,7 @@ class Registry(Generic[T]):
         """Call a sink with every event from now on; returns the function that ends this."""
         return self._log.subscribe(sink)
 
-    def unknown(self, name: object) -> RegistryError:
+    def _unknown(self, name: object) -> RegistryError:
         """Return the error for a name under which nothing is registered, with the known names and the nearest one."""
         known = self.list_names()
         near = difflib.get_close_matches(str(name), known, n=1)
@@ -488,7 +488,7 @@ class ClassRegistry(Registry[type]):
         """
         cls = await self.get(name)
         if cls is None:
-            raise self.unknown(name)
+            raise self._unknown(name)
         return cls(*args, **kwargs)
 
 

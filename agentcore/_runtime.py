@@ -26,7 +26,7 @@ from agentcore._events import Event, EventLog, EventSink
 from agentcore._handle import TaskHandle
 from agentcore._job import Plan
 from agentcore._registry import Registry
-from agentcore._scheduler import Scheduler, SchedulerStatistics
+from agentcore._scheduler import Scheduler, TaskStatistics
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
 from agentcore.errors import AgentCrashedError, ConfigurationError, RuntimeClosedError
 
@@ -108,7 +108,7 @@ class RuntimeStatistics:
     """
 
     state: str
-    tasks: SchedulerStatistics
+    tasks: TaskStatistics
 
 
 @final

@@ -49,7 +49,7 @@ MAX_LOST: Final = 100
 
 @final
 @attrs.frozen(kw_only=True)
-class SchedulerStatistics:
+class TaskStatistics:
     """What a runtime has done with its tasks.
 
     Attributes:
@@ -133,9 +133,9 @@ class Scheduler:
             {"task_id": task_id},
         )
 
-    def statistics(self) -> SchedulerStatistics:
+    def statistics(self) -> TaskStatistics:
         """Return what was done so far."""
-        return SchedulerStatistics(
+        return TaskStatistics(
             accepted=self._accepted,
             completed=self._counts[TaskState.COMPLETED],
             failed=self._counts[TaskState.FAILED],
@@ -324,7 +324,9 @@ class Scheduler:
         self._log.emit("task_started", task_id=task.id, type=task.type)
         agent = job.plan.route.take()
         try:
-            return await agent.execute(AgentContext(task, runner=self._runner, limit=job.plan.limit()))
+            context = AgentContext(task)
+            context._runner, context._limit = self._runner, job.plan.limit()
+            return await agent.execute(context)
         finally:
             if job.plan.route.owned:
                 await self._dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself

@@ -19,12 +19,16 @@ def render(output: Mapping[str, Any], stream: TextIO, *, width: int = 100) -> No
 
 
 def tables(output: Mapping[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
-    """Yield what to draw: a title, the heads of the columns, the rows. Single values come first, under no title."""
-    scalars: list[Row] = [(_label(key), _cell(value)) for key, value in output.items() if not _is_compound(value)]
+    """Yield what to draw: a title, heads of columns, rows. Single values, and what is empty, come first and untitled."""
+    scalars: list[Row] = [
+        (_label(key), "none" if _is_compound(value) else _cell(value))
+        for key, value in output.items()
+        if not (value and _is_compound(value))
+    ]
     if scalars:
         yield "", ("", ""), scalars
     for key, value in output.items():
-        if not _is_compound(value):
+        if not _is_compound(value) or not value:
             continue
         title = _label(key)
         if isinstance(value, Mapping):
