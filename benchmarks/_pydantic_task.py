@@ -62,7 +62,7 @@ class PydanticTask(BaseModel):
     events: list[dict[str, Any]] = Field(default_factory=list)
 
     @classmethod
-    def create(cls, type: str, input: dict[str, Any], **fields: Any) -> Self:  # noqa: A002 - the specification's names
+    def create(cls, type: str, input: dict[str, Any], **fields: Any) -> Self:
         """Make a task."""
         return cls(type=type, input=input, **fields)
 

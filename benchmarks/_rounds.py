@@ -21,7 +21,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import anyio
 import attrs
@@ -120,11 +120,13 @@ class Row:
     Attributes:
         what: what was measured.
         backend: in which event loop; empty where there is none.
-        figure: the subject's median, with its unit.
+        unit: of the figures, ``ns`` or ``B``.
+        figure: the subject's median.
         reference: what it was compared with.
         reference_figure: its median.
         ratio: the median of the ratios.
         quartiles: their lower and upper quartile.
+        difference: the median of what the subject costs more, if that is of interest.
         goal: what was promised; empty if nothing was.
         note: what else there is to say.
         kept: whether the promise was kept; None if there was none.
@@ -132,11 +134,13 @@ class Row:
 
     what: str
     backend: str = ""
-    figure: str = ""
+    unit: str = ""
+    figure: float | None = None
     reference: str = ""
-    reference_figure: str = ""
+    reference_figure: float | None = None
     ratio: float | None = None
     quartiles: tuple[float, float] | None = None
+    difference: float | None = None
     goal: str = ""
     note: str = ""
     kept: bool | None = None
@@ -145,15 +149,22 @@ class Row:
         """Return the texts of the columns."""
         ratio = ""
         if self.ratio is not None and self.quartiles is not None:
-            low, high = self.quartiles
-            ratio = f"{self.ratio:.2f}x ({low:.2f}–{high:.2f})"
-        verdict = {None: self.note, True: "kept", False: "MISSED"}[self.kept]
-        if self.kept is not None and self.note:
-            verdict += f": {self.note}"
-        return self.what, self.backend, self.figure, self.reference, self.reference_figure, ratio, self.goal, verdict
+            ratio = f"{self.ratio:.2f}x ({self.quartiles[0]:.2f}–{self.quartiles[1]:.2f})"
+        verdict = {None: "", True: "kept", False: "MISSED"}[self.kept]
+        added = "" if self.difference is None else f"adds {amount(self.difference, self.unit)}"
+        return (
+            self.what,
+            self.backend,
+            amount(self.figure, self.unit),
+            self.reference,
+            amount(self.reference_figure, self.unit),
+            ratio,
+            self.goal,
+            ", ".join(filter(None, (verdict, added, self.note))),
+        )
 
 
-HEADS: Final = ("what", "backend", "takes", "compared with", "takes", "ratio (quartiles)", "goal", "")
+HEADS: Final = ("what", "backend", "takes", "compared with", "which takes", "ratio (quartiles)", "goal", "outcome")
 
 
 async def measure(contenders: Mapping[str, Measure], rounds: int) -> dict[str, list[float]]:
@@ -205,22 +216,25 @@ def _row(pair: Pair, subject: Sequence[float], reference: Sequence[float], unit:
     return Row(
         what=pair.what,
         backend=backend,
-        figure=amount(statistics.median(subject), unit),
+        unit=unit,
+        figure=statistics.median(subject),
         reference=pair.reference,
-        reference_figure=amount(statistics.median(reference), unit),
+        reference_figure=statistics.median(reference),
         ratio=middle,
         quartiles=(low, high),
+        difference=difference if pair.tells_difference else None,
         goal=goal,
-        note=f"adds {amount(difference, unit)}" if pair.tells_difference else "",
         kept=kept,
     )
 
 
-def amount(value: float, unit: str) -> str:
+def amount(value: float | None, unit: str) -> str:
     """Return a figure as people read it."""
+    if value is None:
+        return ""
     if unit == "ns" and value >= 1000:
-        value, unit = value / 1000, "µs"
-    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+        return f"{value / 1000:.2f} µs"
+    return f"{value:,.0f} {unit}"
 
 
 def conditions(packages: Iterable[str], rounds: int) -> str:
@@ -263,11 +277,14 @@ def main(description: str, packages: Sequence[str], benchmark: Callable[[int], l
     Returns:
         The exit code: 1 if a promise was not kept.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31, help=f"{LEAST_ROUNDS} or more (default: %(default)s)")
-    form: Any = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const=as_json, help="print JSON")
-    form.add_argument("--markdown", dest="form", action="store_const", const=as_markdown, help="print the table of the docs")
+    forms = parser.add_mutually_exclusive_group()
+    for option, form, told in (
+        ("--json", as_json, "JSON"),
+        ("--markdown", as_markdown, "the table of docs/benchmarks.md"),
+    ):
+        forms.add_argument(option, dest="form", action="store_const", const=form, help=f"print {told}")
     parser.set_defaults(form=as_text)
     arguments = parser.parse_args()
     if arguments.rounds < LEAST_ROUNDS:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import anyio
 from _pydantic_task import CountedPydanticTask, PydanticTask
-from _rounds import Loop, Measure, Pair, Row, compare, main, measure, measure_loops, traced
+from _rounds import LEAST_ROUNDS, Loop, Measure, Pair, Row, compare, main, measure, measure_loops, traced
 
 from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, BaseAgent, BaseTask, Registry
 
@@ -28,7 +28,7 @@ TaskClass: TypeAlias = type[BaseTask] | type[PydanticTask]
 
 # ---------------------------------------------------------------- agents
 
-READY: Final = AgentResult.success_result({"answer": 42})
+RESULT: Final = AgentResult.success_result({"answer": 42})
 
 
 async def answer() -> AgentResult:
@@ -38,7 +38,7 @@ async def answer() -> AgentResult:
 
 async def ready() -> AgentResult:
     """Do what `Ready` does, without an agent."""
-    return READY
+    return RESULT
 
 
 class Answering(BaseAgent):
@@ -62,7 +62,7 @@ class Ready(Answering):
 
     async def process(self, context: AgentContext) -> AgentResult:
         """Return the result that is there."""
-        return READY
+        return RESULT
 
 
 async def call(function: Function, number: int) -> None:
@@ -100,22 +100,19 @@ async def submit(runtime: AgentRuntime, number: int) -> None:
 
 BARE: Final = "`await f()`"
 WITHIN: Final = "`with anyio.fail_after(5): await f()`"
-READY_BARE: Final = "`await f()`, f returning a ready result"
-READY_WITHIN: Final = "`with anyio.fail_after(5): await f()`, f returning a ready result"
+READY: Final = "`await f()` with a result that is there already"
 
 AGENTS: Final = (
-    Pair(what="`agent.execute`, timeout 5 s", subject="execute_within", reference=WITHIN, at_most=1.0),
-    Pair(what="`agent.execute`, no timeout", subject="execute", reference=BARE, at_most=6),
+    Pair(what="`agent.execute`, timeout 5 s", subject="limited", reference=WITHIN, at_most=1.0),
+    Pair(what="`agent.execute`, no timeout", subject="unlimited", reference=BARE, at_most=6),
+    Pair(what="fixed cost: `fail_after`", subject="ready_within", reference=READY, tells_difference=True),
     Pair(
-        what="the fixed cost of `agent.execute`, timeout 5 s",
-        subject="execute_ready_within",
-        reference=READY_WITHIN,
-        tells_difference=True,
+        what="fixed cost: `agent.execute`, timeout 5 s", subject="ready_limited", reference=READY, tells_difference=True
     ),
     Pair(
-        what="the fixed cost of `agent.execute`, no timeout",
-        subject="execute_ready",
-        reference=READY_BARE,
+        what="fixed cost: `agent.execute`, no timeout",
+        subject="ready_unlimited",
+        reference=READY,
         tells_difference=True,
     ),
     Pair(what="`runtime.run`", subject="run", reference=WITHIN),
@@ -135,15 +132,15 @@ async def measure_agents(rounds: int, backend: str) -> list[Row]:
         # Those that are compared stand next to each other.
         loops: dict[str, Loop] = {
             BARE: partial(call, answer),
-            "execute": partial(execute, Answering(unlimited)),
+            "unlimited": partial(execute, Answering(unlimited)),
             WITHIN: partial(call_within, answer),
-            "execute_within": partial(execute, Answering(limited)),
+            "limited": partial(execute, Answering(limited)),
             "run": partial(run, runtime),
             "submit": partial(submit, runtime),
-            READY_BARE: partial(call, ready),
-            "execute_ready": partial(execute, Ready(unlimited)),
-            READY_WITHIN: partial(call_within, ready),
-            "execute_ready_within": partial(execute, Ready(limited)),
+            READY: partial(call, ready),
+            "ready_unlimited": partial(execute, Ready(unlimited)),
+            "ready_within": partial(call_within, ready),
+            "ready_limited": partial(execute, Ready(limited)),
         }
         return compare(await measure_loops(loops, rounds), AGENTS, "ns", backend)
 
@@ -156,6 +153,11 @@ def live(task_class: TaskClass) -> object:
     return task_class.create("data_processing", {"data_id": "12345"}).start().complete({"result": 42})
 
 
+def live_empty(task_class: TaskClass) -> object:
+    """Return the same without anything in it: an empty dictionary is the least that both hold."""
+    return task_class.create("data_processing", {}).start().complete({})
+
+
 async def live_often(task_class: TaskClass, number: int) -> None:
     """Loop: the whole life of a task."""
     for _ in range(number):
@@ -164,6 +166,8 @@ async def live_often(task_class: TaskClass, number: int) -> None:
 
 UUID: Final = "a pydantic model"
 COUNTED: Final = "a pydantic model with a counter for an id"
+EMPTY: Final = "empty"
+EMPTY_UUID: Final = "a pydantic model, likewise"
 KINDS: Final[dict[str, TaskClass]] = {"task": BaseTask, UUID: PydanticTask, COUNTED: CountedPydanticTask}
 
 TIMES: Final = (
@@ -171,8 +175,14 @@ TIMES: Final = (
     Pair(what="a task made, started, completed: times faster", subject="task", reference=COUNTED, times_smaller=True),
 )
 SIZES: Final = (
-    Pair(what="the same task in memory: times smaller", subject="task", reference=UUID, at_least=3),
-    Pair(what="the same task in memory: times smaller", subject="task", reference=COUNTED, times_smaller=True),
+    Pair(what="the same in memory: times smaller", subject="task", reference=UUID, at_least=3),
+    Pair(what="the same in memory: times smaller", subject="task", reference=COUNTED, times_smaller=True),
+    Pair(
+        what="the same with empty input and output: times smaller",
+        subject=EMPTY,
+        reference=EMPTY_UUID,
+        times_smaller=True,
+    ),
 )
 
 
@@ -181,7 +191,9 @@ async def measure_tasks(rounds: int) -> list[Row]:
     loops: dict[str, Loop] = {name: partial(live_often, kind) for name, kind in KINDS.items()}
     rows = compare(await measure_loops(loops, rounds), TIMES, "ns")
     sizes: dict[str, Measure] = {name: traced(partial(live, kind)) for name, kind in KINDS.items()}
-    return rows + compare(await measure(sizes, rounds), SIZES, "B")
+    sizes |= {EMPTY: traced(partial(live_empty, BaseTask)), EMPTY_UUID: traced(partial(live_empty, PydanticTask))}
+    # Memory hardly varies, and is slow to measure.
+    return rows + compare(await measure(sizes, LEAST_ROUNDS), SIZES, "B")
 
 
 # ---------------------------------------------------------------- registries

@@ -57,8 +57,7 @@ handlers = get_registry("task_handlers")
 async def workflow(given: Json, context: AgentContext) -> Json:
     """Plan, read side by side, summarise; return the report."""
     asked = options(given)
-    # A doubtful escape in a string of somebody else's program is no warning about this one.
-    warnings.filterwarnings("ignore", module="<triage>")
+    warnings.filterwarnings("ignore", module="<triage>")  # Doubtful escapes in sources are not ours to warn of.
     plan = await context.run("plan", asked)
     tally = new_tally()
     reading: deque[TaskHandle] = deque()
@@ -142,9 +141,9 @@ class ReaderAgent(TriageAgent):
                 job = {"root": asked["path"], "file": file}
                 rows.append(await context.run("measure", job, timeout=asked["deadline"]))
             except CoreError as error:
-                late = isinstance(error.__cause__, TimeoutError)
-                why = f"it took more than {asked['deadline']:g} s" if late else reason(error.__cause__ or error)
-                rows.append(not_read(file, why))
+                why = error.__cause__ or error
+                late = f"it took more than {asked['deadline']:g} s"
+                rows.append(not_read(file, late if isinstance(why, TimeoutError) else reason(why)))
         return {"rows": rows}
 
 

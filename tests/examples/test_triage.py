@@ -6,8 +6,10 @@ import encodings
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -639,3 +641,73 @@ async def test_cancelling_the_triage_cancels_its_readers(tmp_path: Path) -> None
     assert (TaskState.CANCELED, "no longer wanted") == (result.state, handle.task.cancel_reason)
     # The plan, and the walk for it.
     assert (2, 0, 0) == (tasks.completed, tasks.failed, tasks.in_flight)
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+def command(target: Path | str, given: dict[str, Any], *options: str) -> list[str]:
+    """Return the command that has the workflow in a file do something."""
+    return [sys.executable, "-m", "agentcore", "run", f"{target}:workflow", "--input", json.dumps(given), *options]
+
+
+def test_the_command_says_the_same_on_both_backends(nasty: Path) -> None:
+    """Into a pipe goes one JSON document, and which event loop it was made on cannot be told from it."""
+    documents = []
+    for backend in ("asyncio", "trio"):
+        line = command(triage.__file__ or "", {"path": str(nasty)}, "--backend", backend)
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+        assert (0, "") == (done.returncode, done.stderr)
+        documents.append(json.loads(done.stdout))
+    assert documents[0] == documents[1]
+    assert told_by_tools(nasty) == told_by_triage(documents[0])
+
+
+def test_the_command_refuses_what_is_no_directory(tmp_path: Path) -> None:
+    """The exit code tells that it failed, the message why, and nothing goes into the pipe."""
+    line = command(triage.__file__ or "", {"path": str(tmp_path / "absent")})
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "must be the path of a directory that is there" in done.stderr
+
+
+WATCHED = """
+import sys
+
+import triage
+from agentcore import AgentRuntime
+
+
+def tell(event):
+    if event.event_type == "task_started" and event.data["type"] == "measure":
+        print("reading", file=sys.stderr, flush=True)
+
+
+async def workflow(given, context):
+    AgentRuntime.current().subscribe(tell)
+    return await triage.workflow(given, context)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_interrupt_ends_the_reading(tmp_path: Path, backend: str) -> None:
+    """Ctrl-C in the middle of a file that nobody could ever read to its end: the command says what was cut short."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with (folder / "huge").open("wb") as file:
+        file.truncate(1 << 42)
+    (tmp_path / "watched.py").write_text(WATCHED, encoding="utf-8")
+    line = command("watched.py", {"path": str(folder), "deadline": 1e6}, "--grace", "0", "--backend", backend)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(triage.__file__ or "").parent), os.getcwd()))}
+    with subprocess.Popen(
+        line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert "reading\n" == process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (130, "") == (process.returncode, output)
+    assert "cut short: workflow" in errors
