@@ -38,6 +38,7 @@ from agentcore.errors import (
     AgentTerminatedError,
     AgentTimeoutError,
     ConfigurationError,
+    text_of,
 )
 
 T = TypeVar("T")
@@ -319,7 +320,7 @@ class BaseAgent(abc.ABC):
                 if isinstance(error, AgentTerminatedError) and life.terminating:
                     raise
                 raise AgentInitializationError(
-                    f"agent {self.name!r} could not be initialised: {type(error).__name__}: {error}",
+                    f"agent {self.name!r} could not be initialised: {type(error).__name__}: {text_of(error)}",
                     {"agent": self.name},
                 ) from error
             if not ready:
@@ -355,8 +356,8 @@ class BaseAgent(abc.ABC):
             life.broken = True
             self._failures += 1
             raise AgentExecutionError(
-                f"agent {self.name!r} failed to handle an error: handle_error() raised {type(second).__name__}: {second}; "
-                f"the error to handle was {type(error).__name__}: {error}",
+                f"agent {self.name!r} failed to handle an error: handle_error() raised {type(second).__name__}: "
+                f"{text_of(second)}; the error to handle was {type(error).__name__}: {text_of(error)}",
                 {"agent": self.name, "error_type": type(error).__name__},
                 errors=(error, second),
             ) from second
@@ -472,7 +473,8 @@ class BaseAgent(abc.ABC):
                 while self._life.running > own:
                     if cancel:
                         self._cancel_executions()
-                    self._idle = anyio.Event()
+                    if self._idle is None or self._idle.is_set():
+                        self._idle = anyio.Event()
                     await self._idle.wait()
 
     def _cancel_executions(self) -> None:
@@ -515,4 +517,4 @@ def _links(execution: object) -> Iterator[Execution]:
 
 
 # Of all agents in the process. An agent is used in one event loop, so the waits of several never meet.
-_waits: Final[WaitGraph[BaseAgent]] = WaitGraph(lambda agent: agent._life.running)
+_waits: Final[WaitGraph[BaseAgent]] = WaitGraph(lambda agent: agent._slots.in_use)

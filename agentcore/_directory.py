@@ -17,7 +17,7 @@ from agentcore import _interop
 from agentcore._agent_records import AgentConfig, AgentContext, AgentResult
 from agentcore._agents import BaseAgent
 from agentcore._registry import Registry, get_registry
-from agentcore.errors import RegistryError, TaskRoutingError
+from agentcore.errors import RegistryError, TaskRoutingError, text_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,7 +81,7 @@ class FunctionAgent(BaseAgent):
 
 def describe(error: BaseException) -> dict[str, Any]:
     """Return what a task keeps of an exception."""
-    return {"error_type": type(error).__name__, "message": str(error)}
+    return {"error_type": type(error).__name__, "message": text_of(error)}
 
 
 class Directory:
@@ -155,8 +155,7 @@ class Directory:
 
     def own_agents(self) -> list[BaseAgent]:
         """Return the shared agents that were registered in this runtime, in the order of registration."""
-        beneath = {id(item) for item in get_registry(AGENTS).list_items()}
-        return [item for item in self.agents.list_items() if isinstance(item, BaseAgent) and id(item) not in beneath]
+        return [item for item in self.agents.own_items() if isinstance(item, BaseAgent)]
 
     def _function_agent(self, task_type: str, function: Callable[..., Any]) -> FunctionAgent:
         known = self._functions.get(task_type)

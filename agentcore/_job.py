@@ -10,17 +10,22 @@ import attrs
 from agentcore._agent_records import Limit
 from agentcore._directory import Route
 from agentcore._handle import TaskHandle
+from agentcore._rules.task_states import TaskPriority
 from agentcore._tasks import BaseTask
 from agentcore.errors import TaskTimeoutError
 
 
 @final
 class Turn:
-    """A place in a line: set when it is granted, or when the line is dissolved."""
+    """A place in a line: set when it is granted, or when the line is dissolved.
 
-    __slots__ = ("event", "granted")
+    It keeps the priority that it was taken with: the task's own may be changed while it waits.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("event", "granted", "priority")
+
+    def __init__(self, priority: TaskPriority) -> None:
+        self.priority = priority
         self.event = anyio.Event()
         self.granted = False
 

@@ -203,6 +203,10 @@ class Registry(Generic[T]):
         """
         return list(self.list_all().values())
 
+    def own_items(self) -> list[T]:
+        """Return the items that are here and not beneath, without lazy ones that nobody has asked for."""
+        return list(self._items.values())
+
     def list_all(self) -> dict[str, T]:
         """Return all items by name, in the order of their registration. Lazy ones are imported.
 

@@ -28,7 +28,7 @@ from agentcore._job import Plan
 from agentcore._registry import Registry
 from agentcore._scheduler import Scheduler, TaskStatistics
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
-from agentcore.errors import AgentCrashedError, ConfigurationError, RuntimeClosedError
+from agentcore.errors import AgentCrashedError, ConfigurationError, RuntimeClosedError, text_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -90,11 +90,13 @@ class ShutdownReport:
     duration: float
 
     def summary(self) -> str:
-        """Return what happened in a line, with every task that was cut short by name."""
+        """Return what happened in a line, with the first 20 tasks that were cut short by name."""
         if not self.cut_short:
             return f"drained in {self.duration:.1f} s, nothing was cut short"
-        names = ", ".join(f"{result.type} {result.task_id} ({result.state})" for result in self.cut_short)
-        return f"{self.reason} after {self.duration:.1f} s; cut short: {names}"
+        names = [f"{result.type} {result.task_id} ({result.state})" for result in self.cut_short[:20]]
+        if len(self.cut_short) > len(names):
+            names.append(f"and {len(self.cut_short) - len(names)} more")
+        return f"{self.reason} after {self.duration:.1f} s; cut short: {', '.join(names)}"
 
 
 @final
@@ -317,9 +319,9 @@ class AgentRuntime:
     async def shutdown(
         self, grace: float | None = None, reason: str = "the runtime is shutting down"
     ) -> ShutdownReport:
-        """Drain, cancel what is left and terminate the shared agents. Once; later calls return the first report.
+        """Drain, cancel what is left and terminate the shared agents. Later calls return the first report.
 
-        Leaving the block does this by itself. Cancellation of the caller ends the draining, not the rest.
+        Called inside a task, it leaves that one alone. Leaving the block does this by itself. Cancellation of the caller ends the draining, not the rest.
 
         Args:
             grace: seconds for draining; None for those of the configuration.
@@ -329,7 +331,7 @@ class AgentRuntime:
             ConfigurationError: the grace is not usable.
         """
         check_seconds("grace", grace)
-        if self._report is not None:
+        if self._report is not None and not self.tasks:
             return self._report
         if self._closing is None:
             self._closing = reason, _interop.monotonic()
@@ -408,7 +410,7 @@ class AgentRuntime:
         if not background:
             return
         count = len(self.tasks.crashes) + lost_count
-        told = [str(failure) or type(failure).__name__ for failure in background[:5]]
+        told = [text_of(failure) or type(failure).__name__ for failure in background[:5]]
         if count > len(told):
             told.append(f"and {count - len(told)} more")
         message = f"{count} failures in the background of the runtime: {'; '.join(told)}"

@@ -41,6 +41,7 @@ from agentcore.errors import (
     TaskNotFoundError,
     TaskStateError,
     TaskTimeoutError,
+    text_of,
 )
 
 MAX_LOST: Final = 100
@@ -221,7 +222,9 @@ class Scheduler:
         """Wait until no task runs or waits, but the ones that this is called in."""
         own = self._own_chain()
         while self._jobs.keys() - own:
-            self._ended = anyio.Event()
+            # Shared by all who wait: one of their own would hide it from the others.
+            if self._ended is None or self._ended.is_set():
+                self._ended = anyio.Event()
             await self._ended.wait()
 
     def stop_accepting(self) -> None:
@@ -310,15 +313,15 @@ class Scheduler:
             if turn.granted:
                 job.has_slot = True
             else:
-                self._slots.withdraw(turn, job.task.priority)
+                self._slots.withdraw(turn, turn.priority)
             if job.handle is not None:
                 self._give_room()
         job.plan.check(job.task, "while it waited for its turn")
 
     async def _perform(self, job: Job) -> AgentResult:
         task = job.task
-        if job.scope.cancel_called:
-            # Cancelled between its acceptance and its first step: not a line of the agent runs.
+        if job.handle is not None:
+            # If it was cancelled between its acceptance and its first step, not a line of the agent runs.
             await anyio.lowlevel.checkpoint_if_cancelled()
         task.start()
         self._log.emit("task_started", task_id=task.id, type=task.type)
@@ -431,8 +434,8 @@ class Scheduler:
     # Slots and room.
 
     def _line_up(self, task: BaseTask) -> Turn:
-        turn = Turn()
-        self._slots.wait(turn, task.priority)
+        turn = Turn(task.priority)
+        self._slots.wait(turn, turn.priority)
         return turn
 
     async def _queue_up(self, task: BaseTask, plan: Plan, parent: Job | None) -> Turn | None:
@@ -448,10 +451,9 @@ class Scheduler:
 
     async def _wait_for_room(self, task: BaseTask, plan: Plan, parent: Job | None) -> None:
         """Wait for a place in the queue."""
-        turn = Turn()
-        while not turn.granted:
-            turn = Turn()
-            self._room.wait(turn, task.priority)
+        while True:
+            turn = Turn(task.priority)
+            self._room.wait(turn, turn.priority)
             try:
                 with self.lending(), anyio.move_on_at(plan.total.at if plan.total is not None else None):
                     await turn.event.wait()
@@ -461,10 +463,11 @@ class Scheduler:
                 raise
             finally:
                 if not turn.granted:
-                    self._room.withdraw(turn, task.priority)
-            if not turn.granted:
-                plan.check(task, "before the queue had room for it; it was not accepted")
-                self._check(task, parent)
+                    self._room.withdraw(turn, turn.priority)
+            if turn.granted:
+                return
+            plan.check(task, "before the queue had room for it; it was not accepted")
+            self._check(task, parent)
 
     def _wake_submitters(self) -> None:
         """Have everyone who waits for room ask anew whether he may."""
@@ -507,7 +510,7 @@ def _failure(result: AgentResult | None, error: BaseException | None) -> dict[st
     if isinstance(said, Mapping):
         failure = dict(said)
     elif said is not None:
-        failure = {"error_type": "AgentFailure", "message": str(said), "error": said}
+        failure = {"error_type": "AgentFailure", "message": text_of(said), "error": said}
     elif error is not None:
         failure = describe(error)
     else:

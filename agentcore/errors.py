@@ -127,6 +127,14 @@ class CoreError(Exception):
         return (self.message,)
 
 
+def text_of(value: object) -> str:
+    """Return ``str(value)``, or what it is if that raises: foreign objects must not break the telling of an error."""
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 - told in the text
+        return f"<{type(value).__qualname__} whose str() raised {type(error).__name__}>"
+
+
 def _rebuild(cls: type[CoreError], args: tuple[Any, ...], state: dict[str, Any]) -> CoreError:
     # A subclass of a user may have a constructor of its own; its state is restored without calling it.
     error = cls.__new__(cls, *args)

@@ -85,7 +85,7 @@ class WaitGraph(Generic[R]):
 
     def _has_free_holder(self, resource: R, stuck: set[Wait[R]]) -> bool:
         blocked = {holder for wait in stuck for held, holder in wait.held if held is resource}
-        return len(blocked) < self._holders(resource)
+        return not blocked or len(blocked) < self._holders(resource)
 
     def _walk(self, new: Wait[R], stuck: set[Wait[R]]) -> list[R]:
         # Every resource that a stuck wait wants is held by a stuck wait, so this cannot end but by closing a circle.

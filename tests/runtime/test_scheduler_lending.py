@@ -106,7 +106,7 @@ async def test_a_nested_run_takes_the_place_of_its_parent() -> None:
         await runtime.submit("stranger", priority="CRITICAL")
         ready.set()
         with anyio.fail_after(5):
-            await runtime.drain()
+            await runtime.tasks.wait_idle()
         assert order == ["child", "parent", "stranger"]
         await check_at_rest(runtime, 1)
 
@@ -126,7 +126,7 @@ async def test_a_lent_slot_comes_back_without_waiting_for_strangers() -> None:
             await runtime.run("parent")
         assert (stranger.inside, runtime.statistics().tasks.in_flight) == (1, 1)
         stranger.opened.set()
-        await runtime.drain()
+        await runtime.tasks.wait_idle()
         await check_at_rest(runtime, 1)
 
 
@@ -153,7 +153,7 @@ async def test_a_slot_that_was_lent_is_over_the_limit_only_as_long_as_needed() -
         assert (last.inside, runtime.statistics().tasks.in_flight) == (0, 1)
         stranger.opened.set()
         last.opened.set()
-        await runtime.drain()
+        await runtime.tasks.wait_idle()
         await check_at_rest(runtime, 1)
 
 
@@ -345,7 +345,7 @@ async def test_a_parent_that_ends_while_something_in_it_still_waits() -> None:
         with anyio.fail_after(5):
             await runtime.run("parent")
             hold.opened.set()
-            await runtime.drain()
+            await runtime.tasks.wait_idle()
         await anyio.wait_all_tasks_blocked()
         await check_at_rest(runtime, 1)
 
