@@ -13,7 +13,7 @@ import functools
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
 
 import anyio
 
@@ -46,9 +46,9 @@ T = TypeVar("T")
 _Hook: TypeAlias = Callable[[Any], Awaitable[None]]
 
 
-# One execution of an agent while it runs, a link of the chain that a deadlock is looked for in: the agent, and the
-# execution around it. A task that was started inside may outlive the execution and still have it in its context; the
-# agent is None then. A list and no class: this is made for every execution, and costs a quarter.
+# One execution of an agent while it runs, a link of the chain that a deadlock is looked for in: the agent (or the job, at
+# the root of a chain), and the execution around it. A task that was started inside may outlive the execution and still
+# have it in its context; the agent is None then. A list and no class: this is made for every execution, and costs a quarter.
 Execution: TypeAlias = "list[Any]"
 
 
@@ -135,6 +135,11 @@ class BaseAgent(abc.ABC):
     def is_terminated(self) -> bool:
         """Whether the agent is TERMINATED."""
         return self._life.terminated
+
+    @property
+    def holders(self) -> int:
+        """How many executions have a slot of this agent, running or about to."""
+        return self._slots.in_use
 
     @property
     def metrics(self) -> AgentMetrics:
@@ -407,18 +412,9 @@ class BaseAgent(abc.ABC):
 
     async def _wait_for_turn(self, around: object, limit: Limit | None) -> None:
         """Wait in order of arrival for one of the executions that run to end."""
-        wait = Wait(self, tuple((link[0], id(link)) for link in _links(around)))
-        circle = _waits.circle(wait)
-        if circle is not None:
-            names = [agent.name for agent in circle]
-            raise AgentDeadlockError(
-                f"agents would wait for each other for ever: {' → '.join([*names, names[0]])}; "
-                f"raise max_concurrency of {self.name!r} (it is {self.config.max_concurrency}) or break the circle",
-                {"agents": names},
-            )
+        wait = waits.begin(self, around)
         turn = anyio.Event()
         self._slots.wait(turn)
-        _waits.add(wait)
         try:
             await self._bounded(turn.wait(), limit)
         except BaseException:
@@ -426,7 +422,7 @@ class BaseAgent(abc.ABC):
                 self._pass_turn_on()
             raise
         finally:
-            _waits.remove(wait)
+            waits.remove(wait)
         if self._life.terminating:
             raise self._gone()
 
@@ -516,5 +512,38 @@ def _links(execution: object) -> Iterator[Execution]:
         execution = execution[1]
 
 
-# Of all agents in the process. An agent is used in one event loop, so the waits of several never meet.
-_waits: Final[WaitGraph[BaseAgent]] = WaitGraph(lambda agent: agent._slots.in_use)
+class Waitable(Protocol):
+    """What a chain of executions may have to wait for: an agent, or a task somebody else executes."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def holders(self) -> int:
+        """How many chains hold it at the moment."""
+
+
+class Waits(WaitGraph[Waitable]):
+    """The waits of all chains in the process. What is waited for belongs to one event loop, so those of several never meet."""
+
+    def begin(self, wanted: Waitable, chain: object) -> Wait[Waitable]:
+        """Note a wait that is about to begin; `remove` it in the end.
+
+        Raises:
+            AgentDeadlockError: it would never end.
+        """
+        wait = Wait(wanted, tuple((link[0], id(link)) for link in _links(chain)))
+        circle = self.circle(wait)
+        if circle is not None:
+            names = [resource.name for resource in circle]
+            raise AgentDeadlockError(
+                f"agents would wait for each other for ever: {' → '.join([*names, names[0]])}; "
+                "raise the max_concurrency of one of them or break the circle",
+                {"agents": names},
+            )
+        self.add(wait)
+        return wait
+
+
+waits: Final = Waits(lambda resource: resource.holders)

@@ -19,7 +19,7 @@ class HandleOwner(Protocol):
     def cancel(self, handle: TaskHandle, reason: str | None) -> bool:
         """Begin to cancel a task; False if it has ended already."""
 
-    def lending(self) -> AbstractContextManager[object]:
+    def waiting(self, handle: TaskHandle) -> AbstractContextManager[object]:
         """Return a context manager for the time that a caller waits: inside a job, its slot is free for others."""
 
     def retrieved(self, handle: TaskHandle) -> None:
@@ -72,13 +72,16 @@ class TaskHandle:
 
         Returns:
             What is known of it then.
+
+        Raises:
+            AgentDeadlockError: the task waits for an agent that waits here, as a chain of calls.
         """
         if self._done:
             await anyio.lowlevel.checkpoint()
         else:
             if self._event is None:
                 self._event = anyio.Event()
-            with self._owner.lending():
+            with self._owner.waiting(self):
                 await self._event.wait()
         self._owner.retrieved(self)
         return TaskResult.from_task(self._task)
@@ -90,6 +93,7 @@ class TaskHandle:
             TaskExecutionError: the task failed; ``__cause__`` is the exception behind it, if there was one.
             TaskTimeoutError: its deadline passed before it could begin.
             TaskCanceledError: it was cancelled. The caller is not.
+            AgentDeadlockError: the task waits for an agent that waits here, as a chain of calls.
         """
         await self.wait()
         return outcome_of(self._task, self._cause)
@@ -128,7 +132,7 @@ def outcome_of(task: BaseTask, cause: BaseException | None) -> dict[str, Any]:
             f"task {task.id} of type {task.type!r} was cancelled: {task.cancel_reason or 'no reason was given'}",
             {"task_id": task.id, "type": task.type, "reason": task.cancel_reason},
         ) from cause
-    if isinstance(cause, TaskTimeoutError):
+    if isinstance(cause, TaskTimeoutError) and cause.details.get("task_id") == task.id:
         raise TaskTimeoutError(cause.message, cause.details)
     error = task.error or {}
     raise TaskExecutionError(

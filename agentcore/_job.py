@@ -8,11 +8,12 @@ import anyio
 import attrs
 
 from agentcore._agent_records import Limit
+from agentcore._agents import BaseAgent
 from agentcore._directory import Route
 from agentcore._handle import TaskHandle
 from agentcore._rules.task_states import TaskPriority
 from agentcore._tasks import BaseTask
-from agentcore.errors import TaskTimeoutError
+from agentcore.errors import AgentTimeoutError, TaskTimeoutError
 
 
 @final
@@ -77,6 +78,7 @@ class Job:
 
     Attributes:
         task: the task.
+        agent: what executes it, from then on.
         plan: how it is to be executed.
         parent: the job that it was run or submitted in, if that still runs.
         handle: what the submitter holds; None for a task that is run.
@@ -89,6 +91,7 @@ class Job:
     """
 
     __slots__ = (
+        "agent",
         "cause",
         "ended",
         "handle",
@@ -103,6 +106,7 @@ class Job:
 
     def __init__(self, task: BaseTask, plan: Plan, parent: Job | None, turn: Turn | None) -> None:
         self.task = task
+        self.agent: BaseAgent | None = None
         self.plan = plan
         self.parent = parent
         self.turn = turn
@@ -112,3 +116,22 @@ class Job:
         self.waiting_for = 0
         self.cause: BaseException | None = None
         self.ended = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in a circle of waits."""
+        return f"task {self.task.id}"
+
+    @property
+    def holders(self) -> int:
+        """How many chains of executions have to end before it has: its own."""
+        return 1
+
+    def deadline_of(self, error: BaseException | None) -> str | None:
+        """Return which of the task's own deadlines an error tells of; None if it tells of none, or of another task's."""
+        if isinstance(error, TaskTimeoutError) and error.details.get("task_id") == self.task.id:
+            return str(error.details.get("deadline"))
+        if isinstance(error, AgentTimeoutError) and self.agent is not None:
+            own = error.details.get("agent") == self.agent.name
+            return str(error.details["deadline"]) if own and "deadline" in error.details else None
+        return None

@@ -10,7 +10,7 @@ event have no await between them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -22,7 +22,7 @@ import anyio.lowlevel
 import attrs
 
 from agentcore._agent_records import AgentContext, AgentResult
-from agentcore._agents import BaseAgent
+from agentcore._agents import BaseAgent, waits
 from agentcore._context import current_execution, current_job, current_runtime
 from agentcore._directory import describe
 from agentcore._events import EventLog
@@ -34,13 +34,11 @@ from agentcore._rules.task_states import TaskState
 from agentcore._tasks import BaseTask, TaskResult
 from agentcore.abc import TaskRunner
 from agentcore.errors import (
-    AgentTimeoutError,
     CoreError,
     RuntimeClosedError,
     TaskError,
     TaskNotFoundError,
     TaskStateError,
-    TaskTimeoutError,
     text_of,
 )
 
@@ -99,6 +97,8 @@ class Scheduler:
         self._state = "new"
         # What went wrong besides the tasks' own outcomes, for the exit of the runtime.
         self.crashes: list[BaseException] = []
+        # The tasks from which somebody waits for all others to end, each as often as it does.
+        self._idlers: Counter[str] = Counter()
         # While somebody waits for jobs to end; set by every one that does.
         self._ended: anyio.Event | None = None
 
@@ -191,7 +191,10 @@ class Scheduler:
     def cancel(self, handle: TaskHandle, reason: str | None) -> bool:
         """Begin to cancel the task of a handle; False if it has ended already."""
         job = self._jobs.get(handle.id)
-        return job is not None and self._cancel(job, reason)
+        if job is None:
+            return False
+        self._cancel(job, reason)
+        return True
 
     def retrieved(self, handle: TaskHandle) -> None:
         """Note that somebody has learned how a task ended: if it failed, the failure is theirs from now on."""
@@ -201,7 +204,27 @@ class Scheduler:
             self._lost_count -= 1
 
     @contextmanager
-    def lending(self) -> Generator[None]:
+    def waiting(self, handle: TaskHandle) -> Generator[None]:
+        """Enclose the wait for a handle: the slot of the current job is lent, and a wait that could never end is refused.
+
+        Raises:
+            AgentDeadlockError: the task waits for an agent that waits here.
+        """
+        job = self._jobs.get(handle.id)
+        chain = current_execution.get()
+        if job is None or chain is None:
+            with self._lending():
+                yield
+            return
+        wait = waits.begin(job, chain)
+        try:
+            with self._lending():
+                yield
+        finally:
+            waits.remove(wait)
+
+    @contextmanager
+    def _lending(self) -> Generator[None]:
         """Lend the slot of the current job, if there is one, for as long as it waits in the block."""
         job = self._current()
         if job is None:
@@ -221,11 +244,18 @@ class Scheduler:
     async def wait_idle(self) -> None:
         """Wait until no task runs or waits, but the ones that this is called in."""
         own = self._own_chain()
-        while self._jobs.keys() - own:
-            # Shared by all who wait: one of their own would hide it from the others.
-            if self._ended is None or self._ended.is_set():
-                self._ended = anyio.Event()
-            await self._ended.wait()
+        # Tasks that wait here do not wait for each other.
+        self._idlers.update(own)
+        if self._ended is not None:
+            self._ended.set()
+        try:
+            while self._jobs.keys() - +self._idlers:
+                # Shared by all who wait: one of their own would hide it from the others.
+                if self._ended is None or self._ended.is_set():
+                    self._ended = anyio.Event()
+                await self._ended.wait()
+        finally:
+            self._idlers.subtract(own)
 
     def stop_accepting(self) -> None:
         """Refuse new tasks from now on, but for children of those that run."""
@@ -239,7 +269,8 @@ class Scheduler:
         self._wake_submitters()
         own = self._own_chain()
         for job in list(self._jobs.values()):
-            if job.task.id not in own and not job.task.cancel_requested and self._cancel(job, reason):
+            if job.task.id not in own and not job.scope.cancel_called:
+                self._cancel(job, reason)
                 self._cut.append(job.task)
         await self.wait_idle()
 
@@ -273,7 +304,7 @@ class Scheduler:
         # This is a context of its own, a copy of the submitter's: nothing has to be set back.
         current_job.set(job)
         current_runtime.set(self._runner)
-        current_execution.set(None)
+        current_execution.set([job, None])
         try:
             with job.scope:
                 await self._execute(job)
@@ -303,7 +334,7 @@ class Scheduler:
             self._settle(job, None, error)
             raise
         else:
-            self._settle(job, result, result.cause)
+            self._settle(job, result, result.cause if result is not None else None)
 
     async def _wait_for_turn(self, job: Job, turn: Turn) -> None:
         try:
@@ -318,14 +349,19 @@ class Scheduler:
                 self._give_room()
         job.plan.check(job.task, "while it waited for its turn")
 
-    async def _perform(self, job: Job) -> AgentResult:
+    async def _perform(self, job: Job) -> AgentResult | None:
         task = job.task
         if job.handle is not None:
             # If it was cancelled between its acceptance and its first step, not a line of the agent runs.
             await anyio.lowlevel.checkpoint_if_cancelled()
-        task.start()
+        try:
+            task.start()
+        except TaskStateError:
+            if task.is_finished:  # by hand, while it waited
+                return None
+            raise
         self._log.emit("task_started", task_id=task.id, type=task.type)
-        agent = job.plan.route.take()
+        agent = job.agent = job.plan.route.take()
         try:
             context = AgentContext(task)
             context._runner, context._limit = self._runner, job.plan.limit()
@@ -350,7 +386,7 @@ class Scheduler:
             cancelled, error = split_cancellation(error)
         # Whoever has moved the task by hand has decided its outcome.
         with suppress(TaskStateError):
-            self._move(task, result, error, cancelled=cancelled)
+            self._move(job, result, error, cancelled=cancelled)
         job.cause = error
         self._return_slot(job)
         del self._jobs[task.id]
@@ -364,15 +400,14 @@ class Scheduler:
         if self._ended is not None:
             self._ended.set()
 
-    def _move(
-        self, task: BaseTask, result: AgentResult | None, error: BaseException | None, *, cancelled: bool
-    ) -> None:
+    def _move(self, job: Job, result: AgentResult | None, error: BaseException | None, *, cancelled: bool) -> None:
+        task = job.task
         if result is not None and result.success:
             task.complete(result.output if isinstance(result.output, dict) else {"result": result.output})
         elif cancelled or task.cancel_requested:
             task.cancel(None if task.cancel_requested else "the scope around it was cancelled")
         else:
-            task.fail(_failure(result, error))
+            task.fail(_failure(job, result, error))
 
     def _tell(self, job: Job, handle: TaskHandle) -> None:
         if job.task.state is TaskState.FAILED or (job.task.state is TaskState.CANCELED and job.cause is not None):
@@ -383,11 +418,10 @@ class Scheduler:
                 handle._uncounted = True
         handle._finish(job.cause)
 
-    def _cancel(self, job: Job, reason: str | None) -> bool:
-        if not job.task.request_cancel(reason):
-            return False
+    def _cancel(self, job: Job, reason: str | None) -> None:
+        # The task may have been ended by hand; what runs for it is cancelled all the same.
+        job.task.request_cancel(reason)
         job.scope.cancel(reason)
-        return True
 
     # Who is asking.
 
@@ -455,7 +489,7 @@ class Scheduler:
             turn = Turn(task.priority)
             self._room.wait(turn, turn.priority)
             try:
-                with self.lending(), anyio.move_on_at(plan.total.at if plan.total is not None else None):
+                with self._lending(), anyio.move_on_at(plan.total.at if plan.total is not None else None):
                     await turn.event.wait()
             except BaseException:
                 if turn.granted:
@@ -464,10 +498,16 @@ class Scheduler:
             finally:
                 if not turn.granted:
                     self._room.withdraw(turn, turn.priority)
+            # Much may have happened meanwhile, to the runtime and to the task.
+            try:
+                self._check(task, parent)
+            except CoreError:
+                if turn.granted:
+                    self._give_room()
+                raise
             if turn.granted:
                 return
             plan.check(task, "before the queue had room for it; it was not accepted")
-            self._check(task, parent)
 
     def _wake_submitters(self) -> None:
         """Have everyone who waits for room ask anew whether he may."""
@@ -504,7 +544,7 @@ class Scheduler:
             job.has_slot = True
 
 
-def _failure(result: AgentResult | None, error: BaseException | None) -> dict[str, Any]:
+def _failure(job: Job, result: AgentResult | None, error: BaseException | None) -> dict[str, Any]:
     """Return what a failed task keeps: what its agent said, else the exception; and the deadline, if it was one."""
     said = result.error if result is not None else None
     if isinstance(said, Mapping):
@@ -515,6 +555,5 @@ def _failure(result: AgentResult | None, error: BaseException | None) -> dict[st
         failure = describe(error)
     else:
         failure = {"error_type": "AgentFailure", "message": "the agent gave success=False and no error"}
-    if isinstance(error, AgentTimeoutError | TaskTimeoutError):
-        failure.setdefault("deadline", error.details["deadline"])
-    return failure
+    deadline = job.deadline_of(error)
+    return failure if deadline is None else {"deadline": deadline, **failure}

@@ -247,36 +247,36 @@ async def measure_registries(rounds: int) -> list[Row]:
     return compare(await measure_loops(loops, rounds), LOOK_UPS, "ns")
 
 
-def use_from_threads(threads: int = 8, names: int = 250) -> Row:
-    """Have threads write and read at once, and count what one of them or the end does not find.
+def use(registry: Registry[object], barrier: threading.Barrier, names: int, thread: int) -> int:
+    """Write and read as one of several threads; return how often something was not found.
 
     Removal is a part of it because it gives the check its teeth: it copies in a function of its own, where the interpreter
     changes threads, and a registry without a lock then loses what others have written meanwhile.
     """
+    barrier.wait()
+    lost = 0
+    for number in range(names):
+        name = f"{thread}.{number}"
+        registry.register(name, (thread, number), thread=thread)
+        registry.register("shared", thread)
+        registry.register(f"passing.{name}", number)
+        registry.unregister(f"passing.{name}")
+        lost += registry.get_sync(name) != (thread, number)
+        lost += registry.get_metadata(name) != {"thread": thread}
+        lost += registry.get_sync("shared") not in range(barrier.parties)
+    return lost
+
+
+def use_from_threads(threads: int = 8, names: int = 250) -> Row:
+    """Have threads write and read at once, and count what one of them or the end does not find."""
     registry: Registry[object] = Registry("threads")
     registry.register("shared", -1)
-    barrier = threading.Barrier(threads)
-
-    def work(thread: int) -> int:
-        barrier.wait()
-        lost = 0
-        for number in range(names):
-            name = f"{thread}.{number}"
-            registry.register(name, (thread, number), thread=thread)
-            registry.register("shared", thread)
-            registry.register(f"passing.{name}", number)
-            registry.unregister(f"passing.{name}")
-            lost += registry.get_sync(name) != (thread, number)
-            lost += registry.get_metadata(name) != {"thread": thread}
-            lost += registry.get_sync("shared") not in range(threads)
-        return lost
-
     interval = sys.getswitchinterval()
     # The interpreter changes threads wherever it can.
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            lost = sum(pool.map(work, range(threads)))
+            lost = sum(pool.map(partial(use, registry, threading.Barrier(threads), names), range(threads)))
     finally:
         sys.setswitchinterval(interval)
     written = 3 * threads * names + 1

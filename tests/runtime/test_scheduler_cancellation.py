@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -404,21 +406,39 @@ async def test_two_who_drain_at_once_both_return() -> None:
         assert drained == [True, True, True]
 
 
-@pytest.mark.parametrize("method", ["drain", "shutdown"])
-async def test_two_tasks_that_end_the_runtime_do_not_wait_for_each_other(method: str) -> None:
-    """Each of two handlers decides that it is over: no matter which is first, it is over."""
-    runtime = runtime_of(in_flight=2)
-    async with must_end(runtime), runtime:
+async def test_two_tasks_that_drain_do_not_wait_for_each_other() -> None:
+    """Each of two handlers waits for the rest to be idle: they are the rest, and it is."""
+    async with runtime_of(in_flight=2) as runtime:
 
-        @runtime.handler("fatal")
-        async def fatal(given: dict[str, Any]) -> None:
+        @runtime.handler("last")
+        async def last(given: dict[str, Any]) -> dict[str, Any]:
             await anyio.lowlevel.checkpoint()
-            await getattr(runtime, method)()
+            return {"drained": await runtime.drain(1)}
 
-        handles = await submit_all(runtime, "fatal", 2)
-        with anyio.fail_after(2):
-            for handle in handles:
-                await handle.wait()
+        handles = await submit_all(runtime, "last", 2)
+        assert [{"drained": True}] * 2 == [await handle.result() for handle in handles]
+
+
+TWO_SHUTDOWNS = """
+import sys, anyio, anyio.lowlevel
+from agentcore import AgentRuntime
+
+async def main():
+    async with AgentRuntime() as runtime:
+        @runtime.handler("fatal")
+        async def fatal(given):
+            await anyio.lowlevel.checkpoint()
+            await runtime.shutdown(grace=0)
+        for handle in [await runtime.submit("fatal"), await runtime.submit("fatal")]:
+            await handle.wait()
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+def test_two_tasks_that_shut_down_do_not_wait_for_each_other(anyio_backend_name: str) -> None:
+    """Each of two handlers decides that it is over. In a process: both wait shielded, and no scope could end that."""
+    subprocess.run([sys.executable, "-c", TWO_SHUTDOWNS, anyio_backend_name], timeout=5, check=True)
 
 
 async def test_a_task_that_shuts_down_and_goes_on_is_cancelled_at_the_exit() -> None:
