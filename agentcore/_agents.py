@@ -11,7 +11,7 @@ import abc
 import copy
 import functools
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
 
@@ -512,7 +512,7 @@ def _links(execution: object) -> Iterator[Execution]:
         execution = execution[1]
 
 
-class Waitable(Protocol):
+class Waitable(Hashable, Protocol):
     """What a chain of executions may have to wait for: an agent, or a task somebody else executes."""
 
     @property

@@ -87,11 +87,13 @@ class Job:
         has_slot: whether one of the slots in flight is its own now.
         waiting_for: how many children it waits for. Its slot is lent as long as there are any.
         cause: the exception behind the outcome.
+        begun: whether it has made its first step.
         ended: whether it is settled.
     """
 
     __slots__ = (
         "agent",
+        "begun",
         "cause",
         "ended",
         "handle",
@@ -115,6 +117,7 @@ class Job:
         self.scope = anyio.CancelScope()
         self.waiting_for = 0
         self.cause: BaseException | None = None
+        self.begun = False
         self.ended = False
 
     @property

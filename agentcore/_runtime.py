@@ -383,9 +383,16 @@ class AgentRuntime:
                 raise
         finally:
             current_runtime.reset(self._token)
-            # Not told of the block's own exception, which would come back wrapped in a group. No task is left by now.
-            await self._group.__aexit__(None, None, None)  # noqa: ASYNC102 - as at the end of every task group
+            # Not told of an exception of the block, which would come back wrapped in a group. No task is left by now.
+            told = (None, None, None) if of_block is not None else (exc_type, exc, traceback)
+            own = await self._group.__aexit__(*told)  # noqa: ASYNC102 - as at the end of every task group
             self._raise_failures(of_block)
+            if own and exc is not None and of_block is None:
+                raise RuntimeClosedError(
+                    "a runtime ends with its block: got a cancellation of its task group; "
+                    "cancel tasks by their handles, not by Task.cancel()",
+                    {"state": self.tasks.state},
+                )
         return False
 
     async def _terminate_agents(self) -> list[tuple[str, Exception]]:

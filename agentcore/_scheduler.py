@@ -165,6 +165,7 @@ class Scheduler:
         if parent is not None:
             parent.waiting_for += 1
         job = self._accept(Job(task, plan, parent, turn))
+        job.begun = True
         tokens = current_job.set(job), current_runtime.set(self._runner)
         try:
             with job.scope:
@@ -301,6 +302,9 @@ class Scheduler:
 
     async def _own(self, job: Job) -> None:
         """Execute a job as a task of its own."""
+        if job.ended:  # cancelled before this, its first step
+            return
+        job.begun = True
         # This is a context of its own, a copy of the submitter's: nothing has to be set back.
         current_job.set(job)
         current_runtime.set(self._runner)
@@ -331,7 +335,8 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - it is the task's outcome
             self._settle(job, None, error)
         except BaseException as error:
-            self._settle(job, None, error)
+            cancelled, rest = split_cancellation(error)
+            self._settle(job, None, rest, cancelled=cancelled)
             raise
         else:
             self._settle(job, result, result.cause if result is not None else None)
@@ -341,18 +346,21 @@ class Scheduler:
             with anyio.move_on_at(job.plan.total.at if job.plan.total is not None else None):
                 await turn.event.wait()
         finally:
-            if turn.granted:
-                job.has_slot = True
-            else:
-                self._slots.withdraw(turn, turn.priority)
-            if job.handle is not None:
-                self._give_room()
+            self._leave_line(job, turn)
         job.plan.check(job.task, "while it waited for its turn")
+
+    def _leave_line(self, job: Job, turn: Turn) -> None:
+        if turn.granted:
+            job.has_slot = True
+        else:
+            self._slots.withdraw(turn, turn.priority)
+        if job.handle is not None:
+            self._give_room()
 
     async def _perform(self, job: Job) -> AgentResult | None:
         task = job.task
         if job.handle is not None:
-            # If it was cancelled between its acceptance and its first step, not a line of the agent runs.
+            # If everything was cancelled between its acceptance and its first step, not a line of the agent runs.
             await anyio.lowlevel.checkpoint_if_cancelled()
         try:
             task.start()
@@ -377,13 +385,12 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - raised at the exit of the runtime
             self.crashes.append(error)
 
-    def _settle(self, job: Job, result: AgentResult | None, error: BaseException | None) -> None:
+    def _settle(
+        self, job: Job, result: AgentResult | None, error: BaseException | None, *, cancelled: bool = False
+    ) -> None:
         """Do all that follows from the end of an execution, at once."""
         task = job.task
         job.ended = True
-        cancelled = False
-        if result is None and error is not None:
-            cancelled, error = split_cancellation(error)
         # Whoever has moved the task by hand has decided its outcome.
         with suppress(TaskStateError):
             self._move(job, result, error, cancelled=cancelled)
@@ -422,6 +429,12 @@ class Scheduler:
         # The task may have been ended by hand; what runs for it is cancelled all the same.
         job.task.request_cancel(reason)
         job.scope.cancel(reason)
+        if not job.begun:
+            # Settled here and now: not a line of the agent runs, and the job ends even if its asyncio task was cancelled
+            # by a stranger, so that its first step never comes.
+            if job.turn is not None:
+                self._leave_line(job, job.turn)
+            self._settle(job, None, None, cancelled=True)
 
     # Who is asking.
 

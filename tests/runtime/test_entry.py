@@ -137,9 +137,9 @@ def test_handlers_are_restored(backend: str) -> None:
 
         async def main(runtime: AgentRuntime) -> None:
             assert signal.getsignal(TERM) is not handler
-            raise ValueError
+            raise ValueError("own")
 
-        with pytest.raises(ValueError, match=""):
+        with pytest.raises(ValueError, match="own"):
             agentcore.run(main, backend=backend)
         assert signal.getsignal(TERM) is handler
         assert signal.getsignal(INT) is signal.default_int_handler
