@@ -357,7 +357,7 @@ class AgentRuntime:
         return self._report
 
     async def __aenter__(self) -> Self:
-        if self._group is not None:
+        if self.tasks.state != "new":
             raise RuntimeClosedError(
                 f"a runtime can be entered once: got one in state {self.tasks.state!r}; make a new one",
                 {"state": self.tasks.state},

@@ -391,6 +391,8 @@ class Scheduler:
         """Do all that follows from the end of an execution, at once."""
         task = job.task
         job.ended = True
+        if cancelled and job.handle is not None and not job.scope.cancel_called:
+            self._cut.append(task)  # cancelled together with the block of the runtime
         # Whoever has moved the task by hand has decided its outcome.
         with suppress(TaskStateError):
             self._move(job, result, error, cancelled=cancelled)
@@ -417,7 +419,9 @@ class Scheduler:
             task.fail(_failure(job, result, error))
 
     def _tell(self, job: Job, handle: TaskHandle) -> None:
-        if job.task.state is TaskState.FAILED or (job.task.state is TaskState.CANCELED and job.cause is not None):
+        failed = job.task.state is TaskState.FAILED or (job.task.state is TaskState.CANCELED and job.cause is not None)
+        # What is no Exception is raised by the block as it is, and not as the failure of a task once more.
+        if failed and (job.cause is None or isinstance(job.cause, Exception)):
             if len(self._lost) < MAX_LOST:
                 self._lost[handle] = job.cause
             else:

@@ -159,7 +159,9 @@ def test_a_reader_that_goes_away() -> None:
 # On a terminal.
 
 
-def on_terminal(*arguments: str, also_output: bool = False, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+def on_terminal(
+    *arguments: str, also_output: bool = False, environment: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     """Run the command with a terminal of 60 columns as its standard error; return its code, its output, what was drawn."""
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
@@ -198,6 +200,7 @@ def test_progress_on_a_terminal(backend: str) -> None:
     assert "child 3/4" in drawn
     assert "\n" not in drawn
     assert drawn.split("\r")[-2].strip() == ""
+    assert max(map(len, drawn.split("\r"))) < 60, "wider than the terminal"
     assert drawn.endswith("\r")
 
 

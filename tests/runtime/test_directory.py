@@ -78,8 +78,6 @@ def plain_two(given: dict[str, Any], context: AgentContext) -> dict[str, Any]:
     return context.task.input
 
 
-
-
 @pytest.mark.parametrize(
     "function",
     [
@@ -155,7 +153,9 @@ async def test_what_is_no_function_is_refused_as_a_handler(bad: object) -> None:
             await runtime.run("bad")
 
 
-@pytest.mark.parametrize("options", [{"timeout": -1}, {"timeout": "1"}, {"max_concurrency": 0}, {"max_concurrency": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"timeout": -1}, {"timeout": "1"}, {"max_concurrency": 0}, {"max_concurrency": 1.5}]
+)
 async def test_unusable_options_of_a_handler_are_refused_at_once(options: dict[str, Any]) -> None:
     """When `handler` is called, not when the first task comes."""
     async with runtime_of() as runtime:
@@ -233,7 +233,9 @@ async def test_a_registered_item_that_cannot_be_called_is_told() -> None:
         with pytest.raises(TaskRoutingError, match="must be a function: got 5"):
             await runtime.run("odd")
         runtime.registry("task_handlers").unregister("odd")
-        with pytest.raises(TaskRoutingError, match="'odd_agent'.* must be a class of agents, a factory or an agent: got 'text'"):
+        with pytest.raises(
+            TaskRoutingError, match="'odd_agent'.* must be a class of agents, a factory or an agent: got 'text'"
+        ):
             await runtime.run("odd")
 
 

@@ -47,7 +47,8 @@ def test_the_value_of_main_is_returned(backend: str) -> None:
 
 @both
 @pytest.mark.parametrize(
-    "error", [ValueError("own"), ExceptionGroup("own", [OSError()]), SystemExit(3), KeyboardInterrupt(), LookupError("x")]
+    "error",
+    [ValueError("own"), ExceptionGroup("own", [OSError()]), SystemExit(3), KeyboardInterrupt(), LookupError("x")],
 )
 def test_exceptions_of_main_come_out_untouched(backend: str, error: BaseException) -> None:
     """The very object, in no group."""
@@ -190,7 +191,9 @@ def test_the_first_signal_lets_tasks_end(number: signal.Signals, backend: str) -
     ("number", "expected"), [(INT, "KeyboardInterrupt  ["), (TERM, "SystemExit 143 [")], ids=["SIGINT", "SIGTERM"]
 )
 @pytest.mark.parametrize("what", ["run", "submit"])
-def test_after_the_grace_tasks_are_cut_and_named(number: signal.Signals, expected: str, backend: str, what: str) -> None:
+def test_after_the_grace_tasks_are_cut_and_named(
+    number: signal.Signals, expected: str, backend: str, what: str
+) -> None:
     """The exception is that of the signal; its note names the task, its cause is what main raised."""
     with program(what, backend, 0.1) as process:
         process.send_signal(number)

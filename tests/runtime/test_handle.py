@@ -48,7 +48,9 @@ async def test_the_error_tells_what_failed() -> None:
     """Type, attempt, the kind of error and its message; the values stand in the details."""
     async with runtime_of() as runtime:
         handle = await runtime.submit("fail", {"n": 1})
-        with pytest.raises(TaskExecutionError, match=r"of type 'fail' failed in attempt 1: ValueError: number 1") as caught:
+        with pytest.raises(
+            TaskExecutionError, match=r"of type 'fail' failed in attempt 1: ValueError: number 1"
+        ) as caught:
             await handle.result()
         assert caught.value.details == {
             "task_id": handle.id,

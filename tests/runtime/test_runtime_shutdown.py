@@ -76,7 +76,9 @@ async def test_the_report_tells_how_what_was_cut_has_ended() -> None:
         await runtime.submit("stubborn")
         await anyio.wait_all_tasks_blocked()
     assert runtime.report is not None
-    assert [(TaskState.COMPLETED, {"done": True})] == [(result.state, result.output) for result in runtime.report.cut_short]
+    assert [(TaskState.COMPLETED, {"done": True})] == [
+        (result.state, result.output) for result in runtime.report.cut_short
+    ]
 
 
 async def test_who_waits_for_what_was_cut_is_told_why() -> None:

@@ -173,7 +173,9 @@ async def test_a_deadline_that_passes_before_there_is_room_is_told_to_the_submit
         task = BaseTask.create("hold", {"n": 2})
         with pytest.raises(TaskTimeoutError, match=r"'total' of 0\.02 s before the queue had room") as caught:
             await runtime.submit(task, deadline=0.02)
-        assert (task.id, "total", 0.02) == tuple(caught.value.details[key] for key in ("task_id", "deadline", "timeout"))
+        assert (task.id, "total", 0.02) == tuple(
+            caught.value.details[key] for key in ("task_id", "deadline", "timeout")
+        )
         assert task.state is TaskState.PENDING
         hold.opened.set()
         assert await (await runtime.submit(task)).result() == {"n": 2}
@@ -349,7 +351,9 @@ class Unspeakable(Exception):
 
 
 @pytest.mark.parametrize(
-    "error", [TaskTimeoutError("mine"), AgentTimeoutError("mine"), Unspeakable()], ids=lambda error: type(error).__name__
+    "error",
+    [TaskTimeoutError("mine"), AgentTimeoutError("mine"), Unspeakable()],
+    ids=lambda error: type(error).__name__,
 )
 async def test_any_exception_of_a_handler_fails_its_task(error: Exception) -> None:
     """An error that looks like one of the runtime's own, or cannot be printed, is an error like any other."""

@@ -515,6 +515,8 @@ async def test_many_cancellations_in_a_storm() -> None:
                 await anyio.lowlevel.checkpoint()
         hold.opened.set()
         results = [await handle.wait() for handle in handles]
-        assert [TaskState.CANCELED, TaskState.COMPLETED, TaskState.COMPLETED] == [result.state for result in results[:3]]
+        assert [TaskState.CANCELED, TaskState.COMPLETED, TaskState.COMPLETED] == [
+            result.state for result in results[:3]
+        ]
         assert len([result for result in results if result.state is TaskState.CANCELED]) == 34
         await check_at_rest(runtime, 3)

@@ -203,7 +203,10 @@ async def test_cancelled_siblings_leak_nothing() -> None:
                 while_they_hang = runtime.statistics().tasks
                 group.cancel_scope.cancel()
             after = runtime.statistics().tasks
-            return {"hang": (while_they_hang.in_flight, while_they_hang.queued), "after": (after.in_flight, after.queued)}
+            return {
+                "hang": (while_they_hang.in_flight, while_they_hang.queued),
+                "after": (after.in_flight, after.queued),
+            }
 
         with anyio.fail_after(5):
             assert await runtime.run("parent") == {"hang": (2, 3), "after": (1, 0)}
