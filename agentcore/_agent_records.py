@@ -158,6 +158,11 @@ class AgentContext:
     _limit: Limit | None = attrs.field(default=None, init=False, repr=False)
 
     @property
+    def input(self) -> dict[str, Any]:
+        """What to work on: the task's input, or the parameters if there is no task."""
+        return self.parameters if self.task is None else self.task.input
+
+    @property
     def deadline(self) -> float:
         """When this is going to be cancelled, on the clock of the event loop; infinite if never, as things stand."""
         return anyio.current_effective_deadline()

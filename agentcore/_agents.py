@@ -137,11 +137,6 @@ class BaseAgent(abc.ABC):
         return self._life.terminated
 
     @property
-    def holders(self) -> int:
-        """How many executions have a slot of this agent, running or about to."""
-        return self._slots.in_use
-
-    @property
     def metrics(self) -> AgentMetrics:
         """What the agent has done so far."""
         return AgentMetrics(
@@ -519,10 +514,6 @@ class Waitable(Hashable, Protocol):
     def name(self) -> str:
         """What it is called."""
 
-    @property
-    def holders(self) -> int:
-        """How many chains hold it at the moment."""
-
 
 class Waits(WaitGraph[Waitable]):
     """The waits of all chains in the process. What is waited for belongs to one event loop, so those of several never meet."""
@@ -546,4 +537,9 @@ class Waits(WaitGraph[Waitable]):
         return wait
 
 
-waits: Final = Waits(lambda resource: resource.holders)
+def _holders(waitable: Waitable) -> int:
+    # An agent: those who have a slot of it, running or about to. A task: its own chain, which has to end before it has.
+    return waitable._slots.in_use if isinstance(waitable, BaseAgent) else 1
+
+
+waits: Final = Waits(_holders)

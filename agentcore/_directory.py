@@ -64,12 +64,13 @@ class FunctionAgent(BaseAgent):
 
     async def process(self, context: AgentContext) -> AgentResult:
         """Call the function."""
-        given = context.task.input if context.task is not None else context.parameters
-        arguments = (given, context) if self._takes_context else (given,)
+        arguments = (context.input, context) if self._takes_context else (context.input,)
         if self._is_async:
             value = await self._function(*arguments)
         else:
             value = await _interop.run_in_thread(self._function, *arguments)
+            if inspect.iscoroutine(value):  # a lambda around a coroutine function, for instance
+                value = await value
         if isinstance(value, AgentResult):
             return value
         return AgentResult.success_result(value if isinstance(value, dict) else {"result": value})
@@ -96,7 +97,7 @@ class Directory:
         self._overlays: dict[str, Registry[Any]] = {}
         self.agents: Registry[Any] = self.registry(AGENTS)
         self.handlers: Registry[Any] = self.registry(HANDLERS)
-        # The agents around functions, each with the function it was made for: a name may be registered anew.
+        # The agents around functions, each with what it was made for: a name may be registered anew.
         self._functions: dict[str, tuple[object, FunctionAgent]] = {}
 
     def __repr__(self) -> str:
@@ -154,23 +155,24 @@ class Directory:
         )
 
     def own_agents(self) -> list[BaseAgent]:
-        """Return the shared agents that were registered in this runtime, in the order of registration."""
-        return [item for item in self.agents.own_items() if isinstance(item, BaseAgent)]
+        """Return the shared agents of this runtime alone, in the order of registration."""
+        # One that is registered in the process as well has other users.
+        others = {id(item) for item in get_registry(AGENTS)._own_items()}
+        return [item for item in self.agents._own_items() if isinstance(item, BaseAgent) and id(item) not in others]
 
     def _function_agent(self, task_type: str, function: Callable[..., Any]) -> FunctionAgent:
-        known = self._functions.get(task_type)
-        if known is not None and known[0] is function:
-            return known[1]
+        config = (self.handlers.get_metadata(task_type) or {}).get("config")
+        made_for, agent = self._functions.get(task_type, (None, None))
+        if agent is not None and made_for == (function, config):
+            return agent
         if not callable(function):
             raise TaskRoutingError(
                 f"the handler of task type {task_type!r} must be a function: got {function!r}; register another one",
                 {"type": task_type, "known": []},
             )
-        config = (self.handlers.get_metadata(task_type) or {}).get("config")
-        if not isinstance(config, AgentConfig):
-            config = AgentConfig(task_type, "function", max_concurrency=None)
-        agent = FunctionAgent(function, config)
-        self._functions[task_type] = (function, agent)
+        default = AgentConfig(task_type, "function", max_concurrency=None)
+        agent = FunctionAgent(function, config if isinstance(config, AgentConfig) else default)
+        self._functions[task_type] = ((function, config), agent)
         return agent
 
     def _agent_route(self, name: str, task_type: str, item: object) -> Route:
@@ -193,6 +195,8 @@ def _make(name: str, task_type: str, maker: Callable[..., Any], metadata: Mappin
     else:
         agent = maker()
     if not isinstance(agent, BaseAgent):
+        if inspect.iscoroutine(agent):
+            agent.close()
         raise TaskRoutingError(
             f"factory {name!r} of registry {AGENTS!r} must return an agent: got {agent!r}; return a BaseAgent",
             {"type": task_type, "known": [name]},

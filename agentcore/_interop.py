@@ -119,7 +119,8 @@ def split_cancellation(error: BaseException) -> tuple[bool, BaseException | None
         return True, None
     if isinstance(error, BaseExceptionGroup):
         cancellations, rest = error.split(cancelled)
-        return cancellations is not None, rest
+        if cancellations is not None:
+            return True, rest
     return False, error
 
 

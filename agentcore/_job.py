@@ -82,6 +82,7 @@ class Job:
         plan: how it is to be executed.
         parent: the job that it was run or submitted in, if that still runs.
         handle: what the submitter holds; None for a task that is run.
+        number: the how manieth it is that its runtime has accepted.
         scope: what cancelling the task cancels.
         turn: its place in line; None if it had a slot at once.
         has_slot: whether one of the slots in flight is its own now.
@@ -98,6 +99,7 @@ class Job:
         "ended",
         "handle",
         "has_slot",
+        "number",
         "parent",
         "plan",
         "scope",
@@ -112,6 +114,7 @@ class Job:
         self.plan = plan
         self.parent = parent
         self.turn = turn
+        self.number = 0
         self.has_slot = turn is None
         self.handle: TaskHandle | None = None
         self.scope = anyio.CancelScope()
@@ -124,11 +127,6 @@ class Job:
     def name(self) -> str:
         """What it is called in a circle of waits."""
         return f"task {self.task.id}"
-
-    @property
-    def holders(self) -> int:
-        """How many chains of executions have to end before it has: its own."""
-        return 1
 
     def deadline_of(self, error: BaseException | None) -> str | None:
         """Return which of the task's own deadlines an error tells of; None if it tells of none, or of another task's."""

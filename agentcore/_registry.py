@@ -203,7 +203,7 @@ class Registry(Generic[T]):
         """
         return list(self.list_all().values())
 
-    def own_items(self) -> list[T]:
+    def _own_items(self) -> list[T]:
         """Return the items that are here and not beneath, without lazy ones that nobody has asked for."""
         return list(self._items.values())
 

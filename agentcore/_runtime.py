@@ -155,6 +155,7 @@ class AgentRuntime:
         self._group: anyio.abc.TaskGroup | None = None
         self._token: Token[object] | None = None
         self._report: ShutdownReport | None = None
+        self._agents_failed: list[tuple[str, Exception]] = []
         # Why the runtime is being shut down, and since when.
         self._closing: tuple[str, float] | None = None
 
@@ -335,7 +336,6 @@ class AgentRuntime:
             return self._report
         if self._closing is None:
             self._closing = reason, _interop.monotonic()
-        failed: list[tuple[str, Exception]] = []
         try:
             await self.drain(self.config.grace if grace is None else grace)
         finally:
@@ -344,16 +344,18 @@ class AgentRuntime:
             reason, began = self._closing
             with anyio.CancelScope(shield=True):
                 await self.tasks.cut(reason)
-                failed = await self._terminate_agents()
+                await self._terminate_agents()
             cut_short = self.tasks.cut_short()
+            first = self._report is None
             self._report = ShutdownReport(
                 reason=reason,
                 drained=not cut_short,
                 cut_short=cut_short,
-                agents_failed=tuple(failed),
+                agents_failed=tuple(self._agents_failed),
                 duration=_interop.monotonic() - began,
             )
-            self._log.emit("runtime_closed", summary=self._report.summary())
+            if first:
+                self._log.emit("runtime_closed", summary=self._report.summary())
         return self._report
 
     async def __aenter__(self) -> Self:
@@ -395,15 +397,13 @@ class AgentRuntime:
                 )
         return False
 
-    async def _terminate_agents(self) -> list[tuple[str, Exception]]:
-        failed = []
+    async def _terminate_agents(self) -> None:
         for agent in reversed(self.agents.own_agents()):
             try:
                 await agent.terminate()
             except Exception as error:  # noqa: BLE001 - it is told by the report and raised at the exit
-                failed.append((agent.name, error))
+                self._agents_failed.append((agent.name, error))
                 self.tasks.crashes.append(error)
-        return failed
 
     def _raise_failures(self, of_block: BaseException | None) -> None:
         """Raise what failed in the background, together with what the block raised; nothing if nothing did.

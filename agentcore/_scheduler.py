@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from operator import itemgetter
 from typing import Any, Final, final
 
 import anyio
@@ -30,7 +31,8 @@ from agentcore._handle import TaskHandle, outcome_of
 from agentcore._interop import split_cancellation
 from agentcore._job import Job, Plan, Turn
 from agentcore._rules.admission import Slots
-from agentcore._rules.task_states import TaskState
+from agentcore._rules.task_states import TaskPriority, TaskState
+from agentcore._task_records import to_priority
 from agentcore._tasks import BaseTask, TaskResult
 from agentcore.abc import TaskRunner
 from agentcore.errors import (
@@ -91,7 +93,7 @@ class Scheduler:
         self._recent: OrderedDict[str, BaseTask] = OrderedDict()
         self._lost: dict[TaskHandle, BaseException | None] = {}
         self._lost_count = 0
-        self._cut: list[BaseTask] = []
+        self._cut: list[tuple[int, BaseTask]] = []
         self._counts = dict.fromkeys(TaskState, 0)
         self._accepted = 0
         self._state = "new"
@@ -272,12 +274,12 @@ class Scheduler:
         for job in list(self._jobs.values()):
             if job.task.id not in own and not job.scope.cancel_called:
                 self._cancel(job, reason)
-                self._cut.append(job.task)
+                self._cut.append((job.number, job.task))
         await self.wait_idle()
 
     def cut_short(self) -> tuple[TaskResult, ...]:
         """Return how the tasks ended that `cut` has cancelled, in the order of their arrival."""
-        return tuple(map(TaskResult.from_task, self._cut))
+        return tuple(TaskResult.from_task(task) for _, task in sorted(self._cut, key=itemgetter(0)))
 
     def take_lost(self) -> tuple[list[CoreError], int]:
         """Return the failures that reached nobody, as far as they were kept, and how many there are in all."""
@@ -297,6 +299,7 @@ class Scheduler:
     def _accept(self, job: Job) -> Job:
         self._jobs[job.task.id] = job
         self._accepted += 1
+        job.number = self._accepted
         self._log.emit("task_accepted", task_id=job.task.id, type=job.task.type, parent_id=job.task.parent_id)
         return job
 
@@ -392,7 +395,7 @@ class Scheduler:
         task = job.task
         job.ended = True
         if cancelled and job.handle is not None and not job.scope.cancel_called:
-            self._cut.append(task)  # cancelled together with the block of the runtime
+            self._cut.append((job.number, task))  # cancelled together with the block of the runtime
         # Whoever has moved the task by hand has decided its outcome.
         with suppress(TaskStateError):
             self._move(job, result, error, cancelled=cancelled)
@@ -411,6 +414,8 @@ class Scheduler:
 
     def _move(self, job: Job, result: AgentResult | None, error: BaseException | None, *, cancelled: bool) -> None:
         task = job.task
+        if isinstance(error, TaskStateError) and error.details.get("task_id") == task.id and job.agent is None:
+            return  # it could not be started: somebody else executes it, and will end it
         if result is not None and result.success:
             task.complete(result.output if isinstance(result.output, dict) else {"result": result.output})
         elif cancelled or task.cancel_requested:
@@ -476,6 +481,8 @@ class Scheduler:
                 "create a new task",
                 {"task_id": task.id, "state": task.state, "transition": "submit", "allowed": []},
             )
+        if task.priority.__class__ is not TaskPriority:  # it may have been set since the task was made
+            task.priority = to_priority(task.priority)
         if task.id in self._jobs:
             raise TaskError(
                 f"a task can be submitted once: got task {task.id}, which the runtime has already; keep its handle",

@@ -19,7 +19,6 @@ import re
 import stat
 import threading
 import warnings
-from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
@@ -106,36 +105,27 @@ class TriageAgent(BaseAgent):
         """Have nothing to set up."""
         return True
 
-    async def process(self, context: AgentContext) -> AgentResult:
-        """Work on what the task asks for."""
-        asked = context.task.input if context.task else context.parameters
-        return AgentResult.success_result(await self.work(asked, context))
-
-    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:  # noqa: ARG002 - may be useful
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
         """Make the error the result of the task."""
         return AgentResult.error_result(error)
-
-    @abstractmethod
-    async def work(self, asked: Json, context: AgentContext) -> Json:
-        """Return the output of the task."""
 
 
 @agents.decorator("plan_agent")
 class PlannerAgent(TriageAgent):
     """Finds the files and cuts them into batches."""
 
-    async def work(self, asked: Json, context: AgentContext) -> Json:
+    async def process(self, context: AgentContext) -> AgentResult:
         """Have the tree walked."""
-        return await context.run("walk", asked)
+        return AgentResult.success_result(await context.run("walk", context.input))
 
 
 @agents.decorator("read_agent")
 class ReaderAgent(TriageAgent):
     """Measures the files of one batch; what fails with one of them does not harm the others."""
 
-    async def work(self, asked: Json, context: AgentContext) -> Json:
+    async def process(self, context: AgentContext) -> AgentResult:
         """Have file after file measured, each under its own deadline."""
-        rows = []
+        asked, rows = context.input, []
         for file in map(Planned._make, asked["files"]):
             try:
                 job = {"root": asked["path"], "file": file}
@@ -144,16 +134,16 @@ class ReaderAgent(TriageAgent):
                 why = error.__cause__ or error
                 late = f"it took more than {asked['deadline']:g} s"
                 rows.append(not_read(file, late if isinstance(why, TimeoutError) else reason(why)))
-        return {"rows": rows}
+        return AgentResult.success_result({"rows": rows})
 
 
 @agents.decorator("summarise_agent")
 class SummariserAgent(TriageAgent):
     """Makes the report."""
 
-    async def work(self, asked: Json, context: AgentContext) -> Json:  # noqa: ARG002 - needs nobody else
+    async def process(self, context: AgentContext) -> AgentResult:
         """Put plan and tally together."""
-        return report(**asked)
+        return AgentResult.success_result(report(**context.input))
 
 
 # ----------------------------------------------------------------------------------------- how the planner finds files

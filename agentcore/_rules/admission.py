@@ -94,7 +94,4 @@ class Slots(Generic[T]):
 
     def _pop(self) -> T:
         self._waiting -= 1
-        for band in reversed(self._bands):
-            if band:
-                return band.popleft()
-        raise AssertionError("unreachable: _waiting counts the tickets in the bands")
+        return next(band for band in reversed(self._bands) if band).popleft()

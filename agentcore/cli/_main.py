@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
-import shutil
 import sys
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TextIO
 
 from agentcore import AgentRuntime, ConfigurationError, CoreError, RuntimeConfig, TaskExecutionError, run
 from agentcore.cli._progress import Progress
@@ -86,7 +86,7 @@ def _count(text: str) -> int:
 def _run(options: argparse.Namespace) -> int:
     name, target = load_target(options.target)
     given = read_input(options.input, sys.stdin)
-    progress = Progress(sys.stderr, shutil.get_terminal_size().columns) if sys.stderr.isatty() else None
+    progress = Progress(sys.stderr, _columns(sys.stderr)) if sys.stderr.isatty() else None
 
     async def program(runtime: AgentRuntime) -> dict[str, Any]:
         register_target(runtime, name, target)
@@ -94,33 +94,74 @@ def _run(options: argparse.Namespace) -> int:
             runtime.subscribe(progress)
         return await runtime.run(name, given, timeout=options.timeout)
 
+    config = RuntimeConfig(grace=options.grace, in_flight=options.in_flight)
+    output, failure, code = None, "", OK
     try:
-        output = run(
-            program,
-            backend=options.backend,
-            config=RuntimeConfig(grace=options.grace, in_flight=options.in_flight),
-        )
-    except TaskExecutionError as error:
-        timed_out = (error.details.get("error") or {}).get("deadline") == "timeout"
-        return _say(str(error), TIMEOUT if timed_out else FAILED)
-    except (KeyboardInterrupt, SystemExit) as error:
-        return _say("; ".join(getattr(error, "__notes__", ["interrupted"])), INTERRUPTED)
-    except CoreError as error:
-        return _say(str(error), FAILED)
-    finally:
-        if progress is not None:
-            progress.clear()
+        output = run(program, backend=options.backend, config=config)
+    except BaseException as error:  # noqa: BLE001 - the end of the program; each kind has its exit code
+        failure, code = _explain(error)
+    if progress is not None:
+        progress.clear()
+    if output is None:
+        return _say(failure, code)
     _print(output, options.output)
     return OK
 
 
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Return what to say of the error that a run ended with, and the exit code."""
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    match error:
+        case ConfigurationError():
+            raise error
+        case TaskExecutionError():
+            timed_out = (error.details.get("error") or {}).get("deadline") == "timeout"
+            return str(error), TIMEOUT if timed_out else FAILED
+        case KeyboardInterrupt():
+            return notes or "interrupted", INTERRUPTED
+        case SystemExit():
+            return (notes, INTERRUPTED) if notes else (f"the program exited by itself with {error.code!r}", FAILED)
+        case CoreError() | BaseExceptionGroup():
+            return str(error), FAILED
+        case _:
+            raise error
+
+
+def _columns(stream: TextIO) -> int:
+    """Return the width of the terminal behind a stream, which need not be the one behind standard output."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
 def _print(output: dict[str, Any], form: str) -> None:
+    # A report must not fail for a file name in it that the stream cannot say. Lone surrogates are the only such thing in
+    # UTF-8, and what they are replaced by is JSON's own escape for them; other encodings get nothing but ASCII.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if form == "table" or (form == "auto" and sys.stdout.isatty()):
         render(output, sys.stdout)
     else:
-        json.dump(output, sys.stdout, ensure_ascii=False, default=str, indent=None)
+        ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+        json.dump(_to_json(output), sys.stdout, ensure_ascii=ascii_only, allow_nan=False)
         sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON can say it: what it knows no word for becomes text, numbers that are none become null."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _to_json(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_to_json(item) for item in value]
+        case _:
+            return str(value)
 
 
 def _say(text: str, code: int) -> int:

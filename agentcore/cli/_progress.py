@@ -7,6 +7,7 @@ from typing import Final, TextIO
 
 from agentcore import Event
 from agentcore._interop import monotonic
+from agentcore.cli._render import printable
 
 INTERVAL: Final = 0.1
 """Seconds between two drawings; events come thousands of times as often."""
@@ -46,7 +47,7 @@ class Progress:
 
     def line(self) -> str:
         """Return how many tasks of each type have ended, of how many."""
-        parts = [f"{name} {self._ended[name]}/{count}" for name, count in self._accepted.items()]
+        parts = [f"{printable(name)} {self._ended[name]}/{count}" for name, count in self._accepted.items()]
         if self._failed:
             parts.append(f"{self._failed} failed")
         return "  ".join(parts)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 Row = Sequence[str]
+
+LONGEST: Final = 50
+"""How many rows of a list are drawn; nobody reads a thousand."""
 
 
 def render(output: Mapping[str, Any], stream: TextIO, *, width: int = 100) -> None:
@@ -33,15 +36,16 @@ def tables(output: Mapping[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
         title = _label(key)
         if isinstance(value, Mapping):
             yield title, ("", ""), [(_cell(str(name)), _cell(item)) for name, item in value.items()]
-        elif value and all(isinstance(item, Mapping) for item in value):
-            columns = list(dict.fromkeys(name for item in value for name in item))
-            yield (
-                title,
-                [_label(name) for name in columns],
-                [[_cell(item.get(name)) for name in columns] for item in value],
-            )
+            continue
+        items = value[:LONGEST]
+        if len(value) > LONGEST:
+            title = f"{title} (the first {LONGEST} of {len(value):,}; all of them with --output json)"
+        if all(isinstance(item, Mapping) for item in items):
+            columns = list(dict.fromkeys(name for item in items for name in item))
+            rows: list[Row] = [[_cell(item.get(name)) for name in columns] for item in items]
+            yield title, [_label(name) for name in columns], rows
         else:
-            yield title, ("",), [(_cell(item),) for item in value]
+            yield title, ("",), [(_cell(item),) for item in items]
 
 
 def _is_compound(value: object) -> bool:
@@ -49,7 +53,7 @@ def _is_compound(value: object) -> bool:
 
 
 def _label(key: object) -> str:
-    return str(key).replace("_", " ")
+    return _cell(str(key).replace("_", " "))
 
 
 def _cell(value: object) -> str:
@@ -68,7 +72,11 @@ def _cell(value: object) -> str:
             text = ", ".join(map(_cell, value))
         case _:
             text = str(value)
-    # Control characters of foreign file names must not reach the terminal.
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return a text with everything escaped that a terminal might obey: what is shown comes out of foreign files."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -103,13 +111,18 @@ def _write_rich(output: Mapping[str, Any], stream: TextIO, width: int) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    console = Console(file=stream, width=None if stream.isatty() else width)
+    terminal = stream.isatty()
+    console = Console(file=stream, width=None if terminal else width, force_terminal=terminal, highlight=False)
     for title, heads, rows in tables(output):
         table = Table(
-            title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(heads)
+            title=Text(title) if title else None,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            show_header=any(heads),
         )
         for head, to_right in zip(heads, _numeric_columns(rows, len(heads)), strict=True):
-            table.add_column(head, justify="right" if to_right else "left", overflow="fold")
+            table.add_column(Text(head), justify="right" if to_right else "left", overflow="fold")
         for row in rows:
             # Text: what comes out of files is no markup.
             table.add_row(*map(Text, row))

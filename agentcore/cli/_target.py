@@ -33,18 +33,22 @@ def load_target(text: str) -> tuple[str, Target]:
         found = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
     except ConfigurationError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _unusable(
             "target", text, f"be importable, but {type(error).__name__}: {error}", "mend the module"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            known = ", ".join(sorted(key for key in vars(found) if not key.startswith("_"))[:12])
+            known = ", ".join([key for key in dir(found) if not key.startswith("_")][:12])
             raise _unusable("target", text, f"name something in {where}", f"there is {known or 'nothing'}")
         found = getattr(found, part)
-    if not callable(found) and not isinstance(found, BaseAgent):
+    if not isinstance(found, BaseAgent) and (not callable(found) or _is_other_class(found)):
         raise _unusable("target", text, "name a function, a class of agents or an agent", f"this is {found!r}")
     return name, found
+
+
+def _is_other_class(found: object) -> bool:
+    return isinstance(found, type) and not issubclass(found, BaseAgent)
 
 
 def register_target(runtime: AgentRuntime, name: str, target: Target) -> None:
@@ -67,7 +71,10 @@ def read_input(text: str, standard_input: TextIO) -> dict[str, Any]:
         ConfigurationError: there is no such file, or what is in it is no JSON object.
     """
     if text == "-":
-        return _parse("standard input", standard_input.read())
+        try:
+            return _parse("standard input", standard_input.read())
+        except UnicodeDecodeError as error:
+            raise _unusable("--input", text, "be text in UTF-8", str(error)) from error
     if text.lstrip().startswith("{"):
         return _parse("--input", text)
     if text.endswith(".json"):
@@ -81,7 +88,7 @@ def read_input(text: str, standard_input: TextIO) -> dict[str, Any]:
 def _parse(where: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unusable("--input", text[:60], f"be JSON, but {where} is not", str(error)) from error
     if not isinstance(value, dict):
         raise _unusable("--input", text[:60], "be a JSON object", 'for example {"path": "."}')
@@ -98,9 +105,12 @@ def _import_module(name: str) -> Any:
 def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise _unusable("target", str(path), "name a file that is there", f"looked in {Path.cwd()}")
+    # Found by its own name, by pickle for instance; unless another module has it, which must stay what it is.
     name = path.stem
-    # Modules beside it can be imported, as if it were run by itself; and it can be found by its own name, by pickle.
-    sys.path.insert(0, str(path.parent.resolve()))
+    if name in sys.modules or name in sys.stdlib_module_names:
+        name = f"_agentcore_target_{name}"
+    # Modules beside it can be imported. At the end of the path: a file named json.py must not hide the real one.
+    sys.path.append(str(path.parent.resolve()))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # a file that ends in .py has both  # noqa: S101, PT018
     module = importlib.util.module_from_spec(spec)

@@ -36,7 +36,7 @@ def command(
         timeout=10,
         check=False,
         cwd=cwd,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
     )
     return done.returncode, done.stdout.decode("utf-8", "surrogateescape"), done.stderr.decode()
 

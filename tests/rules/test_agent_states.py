@@ -23,7 +23,7 @@ def test_a_new_agent_is_idle() -> None:
     """With nothing going on the state is IDLE, and nothing has been initialised."""
     life = AgentLife()
     assert life.state is AgentState.IDLE
-    assert not (life.initialized or life.terminating)
+    assert (life.initialized, life.terminating) == (False, False)
 
 
 @pytest.mark.parametrize("facts", list(itertools.product([0, 1], repeat=len(FACTS))))

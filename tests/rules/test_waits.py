@@ -51,7 +51,7 @@ def test_two_chains_that_cross_are_a_circle() -> None:
 
 
 def test_a_circle_is_named_with_what_lies_between() -> None:
-    """a called c and that one b; now b wants a: the circle leads through all three."""
+    """One called another and that one a third, which wants the first: the circle leads through all three."""
     circle = graph(a=1, b=1, c=1).circle(wait("a", ("b", 3), ("c", 2), ("a", 1)))
     assert circle == ["a", "c", "b"]
 

@@ -15,6 +15,7 @@ from agentcore import (
     AgentContext,
     AgentCrashedError,
     AgentRuntime,
+    BaseAgent,
     BaseTask,
     ConfigurationError,
     RuntimeClosedError,
@@ -78,7 +79,7 @@ async def test_unusable_arguments_of_a_task_are_refused(method: str) -> None:
         ):
             with pytest.raises(ConfigurationError):
                 await take(*arguments, **options)
-        with pytest.raises(TaskRoutingError, match="'nothing'.*known are 'echo', 'fail', 'hang'"):
+        with pytest.raises(TaskRoutingError, match=r"'nothing'.*known are 'echo', 'fail', 'hang'"):
             await take("nothing")
         with pytest.raises(TypeError):
             await take("echo", colour="red")
@@ -132,13 +133,13 @@ async def test_the_current_runtime_is_that_of_the_block() -> None:
         async with runtime_of() as inner:
             assert AgentRuntime.current() is inner
             seen: list[AgentRuntime] = []
-            outer.handler("async")(lambda given: seen.append(AgentRuntime.current()))
+            outer.handler("in a thread")(lambda given: seen.append(AgentRuntime.current()))
 
-            @outer.handler("sync")
+            @outer.handler("on the loop")
             async def look(given: dict[str, Any]) -> None:
                 seen.append(AgentRuntime.current())
 
-            for task_type in ("async", "sync"):
+            for task_type in ("in a thread", "on the loop"):
                 await outer.run(task_type)
                 await (await outer.submit(task_type)).wait()
             assert seen == [outer] * 4
@@ -187,6 +188,15 @@ async def test_a_runtime_in_a_thread_of_its_own() -> None:
 # Context variables.
 
 
+def agents_around() -> list[str]:
+    """Return the names of the agents that the caller is executed by, from the inside out."""
+    names, link = [], current_execution.get()
+    while isinstance(link, list):
+        names += [link[0].name] if isinstance(link[0], BaseAgent) else []
+        link = link[1]
+    return names
+
+
 async def test_variables_of_the_user_travel_structural_ones_do_not() -> None:
     """A task sees the submitter's variables as they were then; what it sets stays with it; its place in the tree is new."""
     async with runtime_of() as runtime:
@@ -194,7 +204,7 @@ async def test_variables_of_the_user_travel_structural_ones_do_not() -> None:
 
         @runtime.handler("inner")
         def inner(given: dict[str, Any]) -> None:
-            seen.append((colour.get(), current_execution.get()[1], current_job.get().task.type))  # type: ignore[index, attr-defined]
+            seen.append((colour.get(), agents_around(), current_job.get().task.type))  # type: ignore[attr-defined]
 
         @runtime.handler("outer")
         async def outer(given: dict[str, Any], context: AgentContext) -> None:
@@ -205,7 +215,7 @@ async def test_variables_of_the_user_travel_structural_ones_do_not() -> None:
 
         colour.set("red")
         await (await runtime.submit("outer")).result()
-        assert seen == [("green", None, "inner")]
+        assert seen == [("green", ["inner"], "inner")]
         assert colour.get() == "red"
         assert (current_job.get(), current_execution.get(), current_runtime.get()) == (None, None, runtime)
         await runtime.run("outer")
@@ -275,7 +285,7 @@ async def test_the_exception_of_the_block_comes_together_with_lost_failures() ->
 async def test_except_star_finds_the_leaves() -> None:
     """`except*` sees failures and the block's own by their classes, and what it does not take goes on."""
     found: list[str] = []
-    with pytest.raises(AgentCrashedError) as caught:  # noqa: PT012 - the block is what is tested
+    with pytest.raises(AgentCrashedError) as caught:
         try:
             async with runtime_of() as runtime:
                 await runtime.submit("fail")

@@ -235,6 +235,7 @@ async def test_a_task_is_submitted_once() -> None:
     async with runtime_of(in_flight=1) as runtime:
         hold = holding(runtime)
         first = await runtime.submit("hold")
+        await anyio.wait_all_tasks_blocked()
         task = BaseTask.create("hold")
         handle = await runtime.submit(task)
         twin = BaseTask.create("echo", id=task.id)
@@ -322,7 +323,8 @@ async def test_a_full_queue_refuses_outsiders_when_the_runtime_stops_to_accept()
 
 async def test_room_that_comes_with_the_end_of_the_runtime_is_no_way_in() -> None:
     """A submitter to whom a place is granted in the very moment the runtime closes gets RuntimeClosedError."""
-    for _ in range(20):  # which of two tasks goes on first is drawn by lot on trio
+    on_trio = anyio.get_cancelled_exc_class().__module__.startswith("trio")
+    for _ in range(20 if on_trio else 1):  # which of two tasks goes on first is drawn by lot on trio
         outcomes: list[Any] = []
         runtime = runtime_of(in_flight=1, queue=1)
         hold = holding(runtime)
@@ -331,7 +333,7 @@ async def test_room_that_comes_with_the_end_of_the_runtime_is_no_way_in() -> Non
                 await runtime.submit("hold")
                 last = await runtime.submit("echo")
                 await anyio.wait_all_tasks_blocked()
-                await start_all(group, lambda runtime=runtime, all=outcomes: noting(all, runtime.submit, "hang"))
+                await start_all(group, lambda runtime=runtime, heard=outcomes: noting(heard, runtime.submit, "hang"))
                 hold.opened.set()
                 await last.wait()
             assert runtime.tasks.active() == []

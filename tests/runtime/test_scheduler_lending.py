@@ -41,8 +41,7 @@ def recursive(runtime: AgentRuntime, way: str) -> None:
                 await run(child)
         elif way == "submit all, then wait":
             handles = [await context.submit("tree", child) for child in children]
-            for handle in handles:
-                counts.append((await handle.result())["count"])
+            counts.extend([(await handle.result())["count"] for handle in handles])
         else:
             async with anyio.create_task_group() as group:
                 for number, child in enumerate(children):
@@ -124,6 +123,7 @@ async def test_a_lent_slot_comes_back_without_waiting_for_strangers() -> None:
 
         with anyio.fail_after(5):
             await runtime.run("parent")
+        await anyio.wait_all_tasks_blocked()
         assert (stranger.inside, runtime.statistics().tasks.in_flight) == (1, 1)
         stranger.opened.set()
         await runtime.tasks.wait_idle()
