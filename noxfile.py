@@ -114,9 +114,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests."""
+    """Run the tests, two at a time."""
     install(session, "test")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session(python=BASE, reuse_venv=False)
@@ -126,7 +126,7 @@ def lowest(session: nox.Session) -> None:
     session.run("uv", "pip", "install", "--quiet", "--resolution=lowest-direct", "-e", EXTRAS)
     session.run("uv", "pip", "install", "--quiet", *group("test"))
     session.run("uv", "pip", "list", "--quiet")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session(python=BASE)

@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
     output, failure, code = None, "", OK
     try:
         output = run(program, backend=options.backend, config=config)
-    except BaseException as error:  # noqa: BLE001 - the end of the program; each kind has its exit code
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - the end of the program; each kind has its exit code
         failure, code = _explain(error)
     if progress is not None:
         progress.clear()
