@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, final
 
 import anyio
 import attrs
 
-from agentcore._agent_records import Limit
+from agentcore._agent_records import AgentResult, Limit
 from agentcore._agents import BaseAgent
-from agentcore._directory import Route
+from agentcore._directory import Route, describe
 from agentcore._handle import TaskHandle
-from agentcore._rules.task_states import TaskPriority
+from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._tasks import BaseTask
-from agentcore.errors import AgentTimeoutError, TaskTimeoutError
+from agentcore.errors import AgentTimeoutError, TaskStateError, TaskTimeoutError, text_of
 
 
 @final
@@ -136,3 +138,40 @@ class Job:
             own = error.details.get("agent") == self.agent.name
             return str(error.details["deadline"]) if own and "deadline" in error.details else None
         return None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether somebody should learn of an error. What is no Exception is raised by the block as it is, not by the task."""
+        if self.cause is not None and not isinstance(self.cause, Exception):
+            return False
+        state = self.task.state
+        return state is TaskState.FAILED or (state is TaskState.CANCELED and self.cause is not None)
+
+    def conclude(self, result: AgentResult | None, error: BaseException | None, *, cancelled: bool) -> None:
+        """Move the task to its final state, unless somebody has done that by hand."""
+        self.ended = True
+        self.cause = error
+        task = self.task
+        if isinstance(error, TaskStateError) and error.details.get("task_id") == task.id and self.agent is None:
+            return  # it could not be started: somebody else executes it, and will end it
+        with suppress(TaskStateError):
+            if result is not None and result.success:
+                task.complete(result.output if isinstance(result.output, dict) else {"result": result.output})
+            elif cancelled or task.cancel_requested:
+                task.cancel(None if task.cancel_requested else "the scope around it was cancelled")
+            else:
+                task.fail(self._failure(result, error))
+
+    def _failure(self, result: AgentResult | None, error: BaseException | None) -> dict[str, Any]:
+        """Return what a failed task keeps: what its agent said, else the exception; and the deadline, if it was one."""
+        said = result.error if result is not None else None
+        if isinstance(said, Mapping):
+            failure = dict(said)
+        elif said is not None:
+            failure = {"error_type": "AgentFailure", "message": text_of(said), "error": said}
+        elif error is not None:
+            failure = describe(error)
+        else:
+            failure = {"error_type": "AgentFailure", "message": "the agent gave success=False and no error"}
+        deadline = self.deadline_of(error)
+        return failure if deadline is None else {"deadline": deadline, **failure}

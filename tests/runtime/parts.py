@@ -99,7 +99,7 @@ async def check_at_rest(runtime: AgentRuntime, in_flight: int) -> None:
         statistics = runtime.statistics().tasks
         assert (statistics.in_flight, statistics.queued) == (0, 0)
         assert runtime.tasks.active() == []
-        assert runtime.tasks._room.in_use == 0
+        assert runtime.tasks._admission._room.in_use == 0
         hold = holding(runtime, "check at rest")
         handles = await submit_all(runtime, "check at rest", in_flight + 1)
         await anyio.wait_all_tasks_blocked()
@@ -122,10 +122,10 @@ async def must_end(runtime: AgentRuntime, seconds: float = 3) -> AsyncGenerator[
     async def watch() -> None:
         await anyio.sleep(seconds)
         late.append(f"this did not end within {seconds} s: {runtime!r}, {runtime.tasks.active()}")
-        for job in list(runtime.tasks._jobs.values()):
+        for job in list(runtime.tasks._ledger.jobs.values()):
             job.scope.cancel()
         await anyio.sleep(0.2)
-        runtime.tasks._jobs.clear()
+        runtime.tasks._ledger.jobs.clear()
         if runtime.tasks._ended is not None:
             runtime.tasks._ended.set()
 

@@ -26,7 +26,7 @@ from agentcore import (
     TaskState,
 )
 from agentcore._context import current_execution, current_job, current_runtime
-from agentcore._scheduler import MAX_LOST
+from agentcore._ledger import MAX_LOST
 from tests.runtime.parts import check_at_rest, hang, holding, must_end, runtime_of, submit_all
 
 pytestmark = pytest.mark.anyio

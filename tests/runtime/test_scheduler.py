@@ -82,7 +82,7 @@ async def test_a_thousand_tasks() -> None:
         assert [await handle.result() for handle in handles] == [{"n": number} for number in range(1000)]
         statistics = runtime.statistics().tasks
         assert (statistics.accepted, statistics.completed, statistics.failed) == (1000, 1000, 0)
-        assert len(runtime.tasks._recent) == 10
+        assert len(runtime.tasks._ledger._recent) == 10
         await check_at_rest(runtime, 64)
 
 

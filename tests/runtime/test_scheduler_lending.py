@@ -181,7 +181,7 @@ async def test_cancelled_waits_for_children_leak_nothing(wait: str) -> None:
             output = await runtime.run("parent")
         lent_to_child = wait in ("result", "wait", "submit")
         assert output == {"gave up": True, "in flight": 2 if lent_to_child else 1}
-        for job in list(runtime.tasks._jobs.values()):
+        for job in list(runtime.tasks._ledger.jobs.values()):
             assert job.handle is not None
             job.handle.cancel()
             await job.handle.wait()
@@ -265,7 +265,7 @@ async def test_children_know_their_parent_and_its_trace() -> None:
 
         handle = await runtime.submit("parent", trace_id="trace")
         await handle.result()
-        children = [task for task in runtime.tasks._recent.values() if task.type == "echo"]
+        children = [task for task in runtime.tasks._ledger._recent.values() if task.type == "echo"]
         expected = [(handle.id, "trace"), (handle.id, "trace"), ("mine", "own")]
         assert expected == [(task.parent_id, task.trace_id) for task in children]
 
@@ -304,7 +304,7 @@ async def test_children_of_a_handler_in_a_thread(way: str) -> None:
         with anyio.fail_after(5):
             handle = await runtime.submit("parent")
             assert await handle.result() == {"n": 1 if way == "run" else 6}
-            children = [task for task in runtime.tasks._recent.values() if task.type == "echo"]
+            children = [task for task in runtime.tasks._ledger._recent.values() if task.type == "echo"]
             assert {handle.id} == {task.parent_id for task in children}
             await check_at_rest(runtime, 1)
 

@@ -1,0 +1,170 @@
+"""Who may run: the slots in flight, the line for them, the places in the queue, and the lending of slots.
+
+What is decided stands in `_rules.admission`; this is the waiting around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import anyio
+
+from agentcore._job import Job, Plan, Turn
+from agentcore._rules.admission import Slots
+from agentcore._tasks import BaseTask
+
+
+class Admission:
+    """The slots of one runtime.
+
+    Args:
+        in_flight: how many tasks may run at a time.
+        queue: how many submitted tasks may wait for a slot; further submitters wait themselves.
+    """
+
+    def __init__(self, in_flight: int, queue: int) -> None:
+        self._slots: Slots[Turn] = Slots(in_flight)
+        # Places for submitted tasks that wait for a slot; who runs a task waits himself and needs none.
+        self._room: Slots[Turn] = Slots(queue)
+
+    def __repr__(self) -> str:
+        return repr(self._slots)
+
+    @property
+    def in_use(self) -> int:
+        """How many slots are taken."""
+        return self._slots.in_use
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for one."""
+        return len(self._slots)
+
+    def enter(self, task: BaseTask, parent: Job | None) -> Turn | None:
+        """Take a slot for a task that is run, in `parent` if there is one; return None, or the turn to wait for."""
+        turn = None
+        if parent is not None and parent.has_slot:
+            # The parent waits right here: its slot goes to the child, and comes back with the child's end.
+            parent.has_slot = False
+        elif not self._slots.try_take():
+            turn = self._line_up(task)
+        if parent is not None:
+            parent.waiting_for += 1
+        return turn
+
+    async def queue_up(
+        self, task: BaseTask, plan: Plan, submitter: Job | None, check: Callable[[], None]
+    ) -> Turn | None:
+        """Take a slot for a task that is submitted and return None, or a place in the queue and return the turn to wait for.
+
+        Args:
+            task: the task.
+            plan: its deadlines.
+            submitter: the job that submits it, whose slot is lent while it waits.
+            check: raises if the task may no longer be accepted; called when there was a wait.
+        """
+        if self._slots.try_take():
+            return None
+        if not self._room.try_take():
+            await self._wait_for_room(task, plan, submitter, check)
+            if self._slots.try_take():
+                self._give_room()
+                return None
+        return self._line_up(task)
+
+    async def wait_for_turn(self, job: Job, turn: Turn) -> None:
+        """Wait until a job has a slot, or until its deadline.
+
+        Raises:
+            TaskTimeoutError: the deadline came first.
+        """
+        try:
+            with anyio.move_on_at(job.plan.total.at if job.plan.total is not None else None):
+                await turn.event.wait()
+        finally:
+            self.leave_line(job, turn)
+        job.plan.check(job.task, "while it waited for its turn")
+
+    def leave_line(self, job: Job, turn: Turn) -> None:
+        """End the wait for a turn, however it went: the job has the slot now, or no place in the line any more."""
+        if turn.granted:
+            job.has_slot = True
+        else:
+            self._slots.withdraw(turn, turn.priority)
+        if job.handle is not None:
+            self._give_room()
+
+    def leave(self, job: Job) -> None:
+        """Give the slot of a job back: to the parent that waits for it, if this was its last child, else to the next."""
+        parent = job.parent if job.handle is None else None
+        if parent is not None and not parent.ended and job.has_slot and parent.waiting_for == 1:
+            parent.waiting_for, parent.has_slot, job.has_slot = 0, True, False
+            return
+        if job.has_slot:
+            job.has_slot = False
+            self._give_slot()
+        if parent is not None:
+            self._end_wait(parent)
+
+    @contextmanager
+    def lending(self, job: Job | None) -> Generator[None]:
+        """Lend the slot of a job, if there is one, for as long as it waits in the block."""
+        if job is None:
+            yield
+            return
+        job.waiting_for += 1
+        if job.has_slot:
+            job.has_slot = False
+            self._give_slot()
+        try:
+            yield
+        finally:
+            self._end_wait(job)
+
+    def wake_submitters(self) -> None:
+        """Have everyone who waits for a place in the queue ask anew whether he may."""
+        for turn in self._room.drop_all():
+            turn.event.set()
+
+    async def _wait_for_room(
+        self, task: BaseTask, plan: Plan, submitter: Job | None, check: Callable[[], None]
+    ) -> None:
+        while True:
+            turn = Turn(task.priority)
+            self._room.wait(turn, turn.priority)
+            try:
+                with self.lending(submitter), anyio.move_on_at(plan.total.at if plan.total is not None else None):
+                    await turn.event.wait()
+                # Much may have happened meanwhile, to the runtime and to the task.
+                check()
+            except BaseException:
+                if turn.granted:
+                    self._give_room()
+                raise
+            finally:
+                if not turn.granted:
+                    self._room.withdraw(turn, turn.priority)
+            if turn.granted:
+                return
+            plan.check(task, "before the queue had room for it; it was not accepted")
+
+    def _line_up(self, task: BaseTask) -> Turn:
+        turn = Turn(task.priority)
+        self._slots.wait(turn, turn.priority)
+        return turn
+
+    def _end_wait(self, job: Job) -> None:
+        """End one wait of a job; with the last one it has its slot again."""
+        job.waiting_for -= 1
+        if job.waiting_for == 0 and not job.ended:
+            self._slots.reclaim()
+            job.has_slot = True
+
+    def _give_slot(self) -> None:
+        if (turn := self._slots.give()) is not None:
+            turn.grant()
+
+    def _give_room(self) -> None:
+        if (turn := self._room.give()) is not None:
+            turn.grant()
