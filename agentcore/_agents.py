@@ -10,10 +10,11 @@ from __future__ import annotations
 import abc
 import copy
 import functools
+import math
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar, final
 
 import anyio
 
@@ -25,13 +26,12 @@ from agentcore._agent_records import (
     AgentResult,
     Limit,
 )
-from agentcore._context import current_execution
+from agentcore._chains import Execution, Waitable, Waits, links
+from agentcore._context import current_execution, current_terminations
 from agentcore._interop import sources, split_cancellation
 from agentcore._rules.admission import Slots
 from agentcore._rules.agent_states import AgentLife, AgentState
-from agentcore._rules.waits import Wait, WaitGraph
 from agentcore.errors import (
-    AgentDeadlockError,
     AgentExecutionError,
     AgentInitializationError,
     AgentResultError,
@@ -43,13 +43,16 @@ from agentcore.errors import (
 
 T = TypeVar("T")
 
-_Hook: TypeAlias = Callable[[Any], Awaitable[None]]
+_Hook: TypeAlias = Callable[[], Awaitable[None]]
 
 
-# One execution of an agent while it runs, a link of the chain that a deadlock is looked for in: the agent (or the job, at
-# the root of a chain), and the execution around it. A task that was started inside may outlive the execution and still
-# have it in its context; the agent is None then. A list and no class: this is made for every execution, and costs a quarter.
-Execution: TypeAlias = "list[Any]"
+@final
+class Initialization:
+    """An initialisation that is under way, for others to wait for."""
+
+    def __init__(self, agent: BaseAgent) -> None:
+        self.name = f"initialisation of {agent.name}"
+        self.ended = anyio.Event()
 
 
 class BaseAgent(abc.ABC):
@@ -76,11 +79,10 @@ class BaseAgent(abc.ABC):
         self._slots: Slots[anyio.Event] = Slots(config.max_concurrency)
         # The scopes of the executions that have a deadline, for `terminate` to cancel; the execution by its scope.
         self._scopes: dict[anyio.CancelScope, Execution] = {}
-        # While something waits for the end of an initialisation, of the executions, of the termination.
-        self._initialized: anyio.Event | None = None
+        # While an initialisation runs; while something waits for the end of the executions, of the termination.
+        self._initializing: Initialization | None = None
         self._idle: anyio.Event | None = None
         self._terminated: anyio.Event | None = None
-        self._terminator: int | None = None
         # Metrics.
         self._begun = self._failures = self._timeouts = self._cancellations = 0
         self._total_duration = 0.0
@@ -91,13 +93,14 @@ class BaseAgent(abc.ABC):
         super().__init_subclass__(**kwargs)
         # Termination has to reach TERMINATED whatever a subclass writes, also without super(): what it writes becomes
         # a hook of the protocol in `_terminate`.
-        hook = cls.__dict__.get("terminate")
-        if hook is not None:
+        hook = cls.terminate  # its own, or that of a mixin
+        if not hasattr(hook, "_is_protocol"):
 
             @functools.wraps(hook)
-            async def terminate(self: BaseAgent) -> None:
-                await self._terminate(hook)
+            async def terminate(self: BaseAgent, *args: Any, **kwargs: Any) -> None:
+                await self._terminate(functools.partial(hook, self, *args, **kwargs))
 
+            terminate._is_protocol = True  # type: ignore[attr-defined]
             cls.terminate = terminate  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
@@ -185,12 +188,14 @@ class BaseAgent(abc.ABC):
     async def terminate(self) -> None:
         """Release what the agent has. Override it for that; calling super() is not needed.
 
-        Running executions may end for `AgentConfig.terminate_timeout` seconds and are cancelled then, where they have a
-        deadline. Cancellation of the caller does not cut this short. Afterwards the agent is TERMINATED whatever
-        happened, and a further call does nothing.
+        Running executions may end for `AgentConfig.terminate_timeout` seconds and are cancelled then. One without any
+        deadline has no scope to be cancelled by; it is given as long again, and then told of by the error. Cancellation
+        of the caller does not cut this short. Afterwards the agent is TERMINATED whatever happened, and a further call
+        does nothing.
 
         Raises:
-            AgentTimeoutError: the agent's own clean-up was cut because it took longer than the limit.
+            AgentTimeoutError: the agent's own clean-up was cut because it took longer than the limit; or an execution
+                goes on that could not be ended.
             Exception: whatever the agent's own clean-up raises.
         """
         await self._terminate(None)
@@ -227,13 +232,14 @@ class BaseAgent(abc.ABC):
             raise self._gone()
         if context.__class__ is not AgentContext:
             self._check_context(context)
-        around = current_execution.get()
+        around: Any = current_execution.get()
+        while around is not None and around[0] is None:  # a chain of what has ended long ago must not grow for ever
+            around = around[1]
         if not self._slots.try_take():
             try:
                 await self._wait_for_turn(around, context._limit)
             except AgentTimeoutError as error:
-                self._timeouts += 1
-                return await self._recover(error, context, None)
+                return await self._give_up(error, context, around)
         clock = sources.get().monotonic
         began = clock()
         life.running += 1
@@ -254,14 +260,15 @@ class BaseAgent(abc.ABC):
             self._interrupted(error)
             raise
         finally:
-            # No await in here, and nothing that could raise: every way out gives the slot back and leaves no trace.
-            current_execution.reset(token)
+            # No await in here, and what could raise comes last: every way out gives the slot back and leaves no trace.
             execution[0] = None
             life.running -= 1
             self._pass_turn_on()
             self._last_duration = duration = clock() - began
             self._total_duration += duration
             self._histogram[bisect_left(HISTOGRAM_BOUNDS, duration)] += 1
+            # Raises if this coroutine is closed from another context, as a loop does that ends with tasks pending.
+            current_execution.reset(token)
         if not result.success:
             self._failures += 1
         return result
@@ -287,7 +294,7 @@ class BaseAgent(abc.ABC):
             with scope:
                 return await self.process(context)
         except Exception as error:
-            if scope.cancelled_caught and not self._life.terminating:
+            if scope.cancel_called and not self._life.terminating:
                 # The time was over, and then its clean-up failed. Both are told.
                 self._timeouts += 1
                 error.add_note(f"raised while it was unwound: {self._timeout(self._limit_at(at, outer))}")
@@ -299,47 +306,70 @@ class BaseAgent(abc.ABC):
         self._timeouts += 1
         raise self._timeout(self._limit_at(at, outer))
 
-    async def _initialize(self, limit: Limit | None, execution: Execution | None) -> None:
+    async def _give_up(self, error: AgentTimeoutError, context: AgentContext, around: object) -> AgentResult:
+        """Handle that a deadline came before the turn: an execution that never had a slot, and is counted all the same."""
+        self._begun += 1
+        self._timeouts += 1
+        self._life.running += 1
+        execution: Execution = [self, around]
+        try:
+            result = await self._recover(error, context, execution)
+        finally:
+            execution[0] = None
+            self._life.running -= 1
+            self._note_end()
+        if not result.success:
+            self._failures += 1
+        return result
+
+    async def _initialize(self, outer: Limit | None, execution: Execution | None) -> None:
         life = self._life
-        while life.initializing:
+        own = self._fresh_limit(self.config.timeout)
+        limit = min((one for one in (own, outer) if one is not None), key=lambda one: one.at, default=None)
+        chain = current_execution.get()
+        while self._initializing is not None:
             # Another execution is at it. If it fails, its error is its own and this one tries again.
-            if self._initialized is None:
-                self._initialized = anyio.Event()
-            await self._initialized.wait()
-        if life.initialized:
-            return
+            wait = waits.begin(self._initializing, chain)
+            try:
+                await self._bounded(self._initializing.ended.wait(), limit, execution)
+            finally:
+                waits.remove(wait)
         if life.terminating:
             raise self._gone()
+        if life.initialized:
+            return
+        initialization = self._initializing = Initialization(self)
         life.initializing = True
+        link: Execution = [initialization, chain]
+        token = current_execution.set(link)
         try:
-            try:
-                own = self._fresh_limit(self.config.timeout)
-                nearest = min((one for one in (own, limit) if one is not None), key=lambda one: one.at, default=None)
-                ready = await self._bounded(self.initialize(), nearest, execution)
-            except Exception as error:
-                if isinstance(error, AgentTerminatedError) and life.terminating:
-                    raise
-                raise AgentInitializationError(
-                    f"agent {self.name!r} could not be initialised: {type(error).__name__}: {text_of(error)}",
-                    {"agent": self.name},
-                ) from error
-            if not ready:
-                raise AgentInitializationError(
-                    f"agent {self.name!r} could not be initialised: initialize() returned {ready!r}; "
-                    "return True once everything is ready",
-                    {"agent": self.name},
-                )
-            life.initialized = True
+            ready = await self._bounded(self.initialize(), limit, execution)
+        except Exception as error:
+            if isinstance(error, AgentTerminatedError) and life.terminating:
+                raise
+            raise self._not_ready(f"{type(error).__name__}: {text_of(error)}") from error
         finally:
+            link[0] = self._initializing = None
             life.initializing = False
-            if self._initialized is not None:
-                self._initialized.set()
-                self._initialized = None
+            initialization.ended.set()
+            self._note_end()
+            current_execution.reset(token)
+        if life.terminating:
+            raise self._gone()
+        if not ready:
+            raise self._not_ready(f"initialize() returned {ready!r}; return True once everything is ready")
+        life.initialized = True
 
     async def _recover(self, error: Exception, context: AgentContext, execution: Execution | None) -> AgentResult:
         """Have `handle_error` turn an error into a result; if it cannot, the agent is in ERROR."""
         life = self._life
-        if isinstance(error, AgentTerminatedError) and life.terminating:
+        if life.terminating:
+            self._cancellations += 1
+            raise error if isinstance(error, AgentTerminatedError) else self._gone() from error
+        if anyio.current_effective_deadline() == -math.inf:
+            # The caller is cancelled, and this was raised while it was unwound: on trio it comes in a group with the
+            # cancellation, on asyncio alone. There is nobody left to handle it for.
+            self._cancellations += 1
             raise error
         life.handling += 1
         try:
@@ -373,8 +403,8 @@ class BaseAgent(abc.ABC):
 
     def _interrupted(self, interruption: BaseException) -> None:
         """Count a cancellation; anything else that is no Exception breaks the agent."""
-        neutral, _ = split_cancellation(interruption)
-        if neutral:
+        cancelled, rest = split_cancellation(interruption)
+        if cancelled and (rest is None or isinstance(rest, Exception)):
             self._cancellations += 1
         else:
             self._life.broken = True
@@ -424,53 +454,80 @@ class BaseAgent(abc.ABC):
     def _pass_turn_on(self) -> None:
         if (turn := self._slots.give()) is not None:
             turn.set()
+        self._note_end()
+
+    def _note_end(self) -> None:
         if self._idle is not None:
             self._idle.set()
 
     async def _terminate(self, hook: _Hook | None) -> None:
         life = self._life
-        if life.terminated:
+        if any(agent is self for agent in current_terminations.get()):
+            # super().terminate() in a subclass's own, in whatever task: a part of the termination that is under way.
+            if hook is not None:
+                await hook()
             return
-        if life.terminating:
-            if self._terminator == anyio.get_current_task().id:
-                # super().terminate() in a subclass's own: a part of the termination that is under way.
-                if hook is not None:
-                    await hook(self)
-            elif self._terminated is not None:
-                await self._terminated.wait()
+        if life.terminated or (life.terminating and self._own_links()):
+            return  # whoever is executed by the agent does not wait for the end of it
+        if self._terminated is not None:
+            await self._terminated.wait()
             return
         life.terminating = True
         self._terminated = anyio.Event()
-        self._terminator = anyio.get_current_task().id
         try:
             for turn in self._slots.drop_all():
                 turn.set()
             await self._end_executions()
-            if hook is not None:
-                seconds = self.config.terminate_timeout
-                limit = Limit(anyio.current_time() + seconds, "terminate", seconds)
-                with anyio.CancelScope(shield=True):
-                    await self._bounded(hook(self), limit)
         finally:
-            life.terminated = True
-            self._terminated.set()
+            # Also if a native cancellation got through the shield: what the agent has must be released.
+            try:
+                await self._clean_up(hook)  # noqa: ASYNC102 - shields and limits itself
+            finally:
+                life.terminated = True
+                self._terminated.set()
+        if left := self._still_busy():
+            raise AgentTimeoutError(
+                f"agent {self.name!r} is terminated, but got {left} executions without a deadline that could not be ended; "
+                "give it a timeout",
+                {"agent": self.name, "deadline": "terminate", "timeout": self.config.terminate_timeout},
+            )
+
+    async def _clean_up(self, hook: _Hook | None) -> None:
+        if hook is None:
+            return
+        seconds = self.config.terminate_timeout
+        token = current_terminations.set((*current_terminations.get(), self))
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._bounded(hook(), Limit(anyio.current_time() + seconds, "terminate", seconds))
+        finally:
+            current_terminations.reset(token)
 
     async def _end_executions(self) -> None:
         """Let the executions end, then make them; give up on those that cannot be made to."""
-        # Whoever terminates an agent from within its own execution does not wait for himself.
-        own = sum(link[0] is self for link in _links(current_execution.get()))
         for cancel in (False, True):
             with anyio.CancelScope(deadline=anyio.current_time() + self.config.terminate_timeout, shield=True):
-                while self._life.running > own:
+                while self._still_busy():
                     if cancel:
                         self._cancel_executions()
                     if self._idle is None or self._idle.is_set():
                         self._idle = anyio.Event()
                     await self._idle.wait()
 
+    def _own_links(self) -> list[Execution]:
+        """Return the executions and the initialisation of this agent that the caller is a part of."""
+        return [link for link in links(current_execution.get()) if link[0] is self or link[0] is self._initializing]
+
+    def _still_busy(self) -> int:
+        """Return how much runs of the agent that the caller is no part of."""
+        own = self._own_links()
+        executions = self._life.running - sum(link[0] is self for link in own)
+        initializing = self._initializing is not None and all(link[0] is self for link in own)
+        return max(executions, int(initializing))
+
     def _cancel_executions(self) -> None:
-        own = {id(execution) for execution in _links(current_execution.get())}
-        for scope, execution in self._scopes.items():
+        own = {id(link) for link in links(current_execution.get())}
+        for scope, execution in list(self._scopes.items()):
             if id(execution) not in own:
                 scope.cancel(f"agent {self.name!r} is being terminated")
 
@@ -491,6 +548,9 @@ class BaseAgent(abc.ABC):
             {"agent": self.name, "deadline": limit.which, "timeout": limit.seconds},
         )
 
+    def _not_ready(self, why: str) -> AgentInitializationError:
+        return AgentInitializationError(f"agent {self.name!r} could not be initialised: {why}", {"agent": self.name})
+
     def _not_a_result(self, method: str, value: object) -> AgentResultError:
         return AgentResultError(
             f"{method} of agent {self.name!r} must return an AgentResult: got {value!r}; "
@@ -499,47 +559,11 @@ class BaseAgent(abc.ABC):
         )
 
 
-def _links(execution: object) -> Iterator[Execution]:
-    """Go through the executions of a chain that still run, from the inside out."""
-    while isinstance(execution, list):
-        if execution[0] is not None:
-            yield execution
-        execution = execution[1]
-
-
-class Waitable(Hashable, Protocol):
-    """What a chain of executions may have to wait for: an agent, or a task somebody else executes."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-
-class Waits(WaitGraph[Waitable]):
-    """The waits of all chains in the process. What is waited for belongs to one event loop, so those of several never meet."""
-
-    def begin(self, wanted: Waitable, chain: object) -> Wait[Waitable]:
-        """Note a wait that is about to begin; `remove` it in the end.
-
-        Raises:
-            AgentDeadlockError: it would never end.
-        """
-        wait = Wait(wanted, tuple((link[0], id(link)) for link in _links(chain)))
-        circle = self.circle(wait)
-        if circle is not None:
-            names = [resource.name for resource in circle]
-            raise AgentDeadlockError(
-                f"agents would wait for each other for ever: {' → '.join([*names, names[0]])}; "
-                "raise the max_concurrency of one of them or break the circle",
-                {"agents": names},
-            )
-        self.add(wait)
-        return wait
-
-
 def _holders(waitable: Waitable) -> int:
-    # An agent: those who have a slot of it, running or about to. A task: its own chain, which has to end before it has.
+    # An agent: those who have a slot of it, running or about to. Anything else: its own chain, which has to end first.
     return waitable._slots.in_use if isinstance(waitable, BaseAgent) else 1
 
 
 waits: Final = Waits(_holders)
+
+BaseAgent.terminate._is_protocol = True  # type: ignore[attr-defined]

@@ -17,5 +17,8 @@ current_runtime: Final[ContextVar[object]] = ContextVar("agentcore_runtime", def
 current_job: Final[ContextVar[object]] = ContextVar("agentcore_job", default=None)
 """The `Job` that a runtime executes here; it knows the task."""
 
+current_terminations: Final[ContextVar[tuple[object, ...]]] = ContextVar("agentcore_terminations", default=())
+"""The agents whose own clean-up this is a part of."""
+
 current_execution: Final[ContextVar[object]] = ContextVar("agentcore_execution", default=None)
 """The innermost `Execution` of an agent; it knows the one around it."""

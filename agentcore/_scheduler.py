@@ -10,6 +10,7 @@ event have no await between them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -273,7 +274,9 @@ class Scheduler:
                 await self._admission.wait_for_turn(job, job.turn)
             result = await self._perform(job)
         except Exception as error:  # noqa: BLE001 - it is the task's outcome
-            self._settle(job, None, error)
+            # On asyncio what is raised while a cancelled task is unwound comes alone, without the cancellation.
+            cancelled = anyio.current_effective_deadline() == -math.inf
+            self._settle(job, None, error, cancelled=cancelled)
         except BaseException as error:
             cancelled, rest = split_cancellation(error)
             self._settle(job, None, rest, cancelled=cancelled)

@@ -1,0 +1,60 @@
+"""Chains of executions: who executes inside of whom, and whether one more wait would close a circle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Protocol, TypeAlias
+
+from agentcore._rules.waits import Wait, WaitGraph
+from agentcore.errors import AgentDeadlockError
+
+# One execution of an agent while it runs, a link of a chain: what is executed (an agent, its initialisation, or a job at
+# the root of a chain), and the execution around it. A task that was started inside may outlive the execution and still
+# have it in its context; what is executed is None then. A list and no class: this is made for every execution, and costs
+# a quarter.
+Execution: TypeAlias = "list[Any]"
+
+
+def links(execution: object) -> Iterator[Execution]:
+    """Go through the executions of a chain that still run, from the inside out."""
+    while isinstance(execution, list):
+        if execution[0] is not None:
+            yield execution
+        execution = execution[1]
+
+
+class Waitable(Hashable, Protocol):
+    """What a chain may have to wait for."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+
+class Waits(WaitGraph[Waitable]):
+    """The waits of all chains in the process. What is waited for belongs to one event loop, so those of several never meet.
+
+    What a chain has started in a task group counts as a part of it, as it does for cancellation: whoever starts something
+    in there that nobody in the chain waits for may be told of a deadlock that would have resolved itself.
+    """
+
+    def __init__(self, holders: Callable[[Waitable], int]) -> None:
+        super().__init__(holders)
+
+    def begin(self, wanted: Waitable, chain: object) -> Wait[Waitable]:
+        """Note a wait that is about to begin; `remove` it in the end.
+
+        Raises:
+            AgentDeadlockError: it would never end.
+        """
+        wait = Wait(wanted, tuple((link[0], id(link)) for link in links(chain)))
+        circle = self.circle(wait)
+        if circle is not None:
+            names = [resource.name for resource in circle]
+            raise AgentDeadlockError(
+                f"agents would wait for each other for ever: {' → '.join([*names, names[0]])}; "
+                "raise the max_concurrency of one of them or break the circle",
+                {"agents": names},
+            )
+        self.add(wait)
+        return wait
