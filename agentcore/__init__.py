@@ -108,7 +108,13 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "WorkerPoolError",
 ]
 
-# What is exported belongs to the facade: in tracebacks, in documentation, in pickles.
-for _item in [globals()[name] for name in __all__]:
-    if _item.__module__.startswith("agentcore."):
-        _item.__module__ = "agentcore"
+
+def _own_what_is_exported() -> None:
+    """Have everything exported read agentcore as its module: in tracebacks, in documentation, in pickles."""
+    for name in __all__:
+        item = globals()[name]
+        if item.__module__.startswith("agentcore."):
+            item.__module__ = "agentcore"
+
+
+_own_what_is_exported()

@@ -228,10 +228,8 @@ class BaseAgent(abc.ABC):
             ConfigurationError: `context` is no AgentContext.
         """
         life = self._life
-        if life.terminating:
-            raise self._gone()
-        if context.__class__ is not AgentContext:
-            self._check_context(context)
+        if life.terminating or context.__class__ is not AgentContext:
+            self._check(context)
         around: Any = current_execution.get()
         while around is not None and around[0] is None:  # a chain of what has ended long ago must not grow for ever
             around = around[1]
@@ -531,7 +529,9 @@ class BaseAgent(abc.ABC):
             if id(execution) not in own:
                 scope.cancel(f"agent {self.name!r} is being terminated")
 
-    def _check_context(self, context: object) -> None:
+    def _check(self, context: object) -> None:
+        if self._life.terminating:
+            raise self._gone()
         if not isinstance(context, AgentContext):
             raise ConfigurationError(
                 f"execute of agent {self.name!r} takes an AgentContext: got {context!r}; write AgentContext(task=...)",

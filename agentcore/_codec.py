@@ -69,9 +69,10 @@ def _told(error: BaseException, expected: type | None) -> str:
 
 @cache
 def _converter() -> Converter:
-    from cattrs import Converter  # noqa: PLC0415
+    from cattrs.preconf.json import make_converter  # noqa: PLC0415
 
-    converter = Converter(use_alias=True)
+    # Times, sets and bytes of fields that subclasses add are written as JSON can say them.
+    converter = make_converter(use_alias=True)
     converter.register_unstructure_hook(TaskPriority, lambda priority: priority.name)
     converter.register_structure_hook(TaskPriority, _priority)
     converter.register_unstructure_hook(Timestamp, lambda seconds: to_datetime(seconds).isoformat())

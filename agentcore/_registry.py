@@ -278,7 +278,7 @@ class Registry(Generic[T]):
         for entry in importlib.metadata.entry_points(group=group):
             with self._lock:
                 if not self.has(entry.name):
-                    self.register_lazy(entry.name, entry.value, entry_point=group)
+                    self.register_lazy(entry.name, f"{entry.module}:{entry.attr}", entry_point=group)
                     added.append(entry.name)
         return added
 
@@ -583,11 +583,11 @@ def clear_registries(names: Iterable[str] | None = None) -> None:
     """Empty process-wide registries and forget them.
 
     Args:
-        names: which ones; all if omitted. Unknown names are passed over.
+        names: which one or which ones; all if omitted. Unknown names are passed over.
     """
     forgotten = []
     with _lock:
-        for name in list(_known) if names is None else names:
+        for name in list(_known) if names is None else [names] if isinstance(names, str) else names:
             forgotten.append(_known.pop(name, None))
             _filled.pop(name, None)
     # Not under the lock: a registry takes it while it holds its own, and the other order would be a deadlock.

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, final
@@ -106,3 +107,26 @@ def check_timeout_ms(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise unusable(name, value, "a number of milliseconds, 0 or more", "use None for no limit")
+
+
+def to_timeout_ms(value: object) -> int:
+    """Return a whole number of milliseconds, 0 or more.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    check_timeout_ms("timeout_ms", value)
+    if value != value // 1 or value == math.inf:  # type: ignore[operator]
+        raise unusable("timeout_ms", value, "a whole number of milliseconds", "round it")
+    return int(value)
+
+
+def check_ids(**ids: object) -> None:
+    """Accept None and strings.
+
+    Raises:
+        ConfigurationError: one is something else.
+    """
+    for name, value in ids.items():
+        if value is not None and not isinstance(value, str):
+            raise unusable(name, value, "a string", "write str(...) around it")

@@ -26,9 +26,11 @@ from agentcore._task_records import (
     StoredCheckpoint,
     StoredEvent,
     TaskHistory,
+    check_ids,
     check_timeout_ms,
     to_dict_of,
     to_priority,
+    to_timeout_ms,
     unusable,
 )
 from agentcore.errors import TaskError, TaskStateError, TaskTimeoutError
@@ -47,8 +49,9 @@ _NO_DATA: Final[Mapping[str, Any]] = {}
 class BaseTask:
     """A unit of work.
 
-    Subclasses add fields with `attrs.define(kw_only=True)`; without the decorator they cannot be instantiated.
-    Two tasks are equal only if they are the same object.
+    Subclasses add fields with `attrs.define(kw_only=True, eq=False)`; without the decorator they cannot be instantiated.
+    A subclass that has an `__attrs_post_init__` calls that of super() first. Two tasks are equal only if they are the same
+    object.
 
     Args:
         type: what kind of work; a runtime finds the handler or agent by it.
@@ -108,10 +111,14 @@ class BaseTask:
             self.priority = to_priority(self.priority)
         if self.input.__class__ is not dict:
             self.input = to_dict_of("input", self.input)
+        if self._id.__class__ is not str or not self._id:
+            raise unusable("id", self._id, "a string that is not empty", "leave it out to have one made")
+        if self.trace_id is not None or self.parent_id is not None:
+            check_ids(trace_id=self.trace_id, parent_id=self.parent_id)
         if self._metadata is not None:
             self._metadata = to_dict_of("metadata", self._metadata)
         if self.timeout_ms is not None:
-            check_timeout_ms("timeout_ms", self.timeout_ms)
+            self.timeout_ms = to_timeout_ms(self.timeout_ms)
         self._state = rules.INITIAL
         self._output = self._error = self._cancel_reason = None
         self._attempt = self._failures = self._dropped_events = 0
@@ -406,10 +413,12 @@ class BaseTask:
         with _transition:
             if self._state in rules.TERMINAL:
                 self._refuse("checkpoint")
-            self._checkpoints = [*(self._checkpoints or ()), (at, saved)][-self.max_checkpoints :]
+            checkpoints = [*(self._checkpoints or ()), (at, saved)]
+            self._checkpoints = checkpoints[max(0, len(checkpoints) - self.max_checkpoints) :]
             self._events += ("task_checkpoint", at, saved)
-            # Capped here and not at each transition: nothing else can happen to a task any number of times.
-            excess = len(self._events) // 3 - self.max_events
+            # Capped here and not at each transition: nothing else can happen to a task any number of times. One place is
+            # left for its end.
+            excess = len(self._events) // 3 - (self.max_events - 1)
             if excess > 0:
                 self._events = self._events[3 * excess :]
                 self._dropped_events += excess
@@ -452,7 +461,7 @@ class BaseTask:
                     checkpoints=[StoredCheckpoint(_codec.Timestamp(at), data) for at, data in self._checkpoints or ()],
                 )
             )
-        return {"schema_version": self.schema_version, **arguments, "metadata": self.metadata, **history}
+        return {"schema_version": self.schema_version, **arguments, "metadata": dict(self.metadata), **history}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -543,7 +552,9 @@ class TaskFactory:
             ConfigurationError: a value is not usable.
             TypeError: there is no such argument.
         """
-        return cls.task_class.create(type, input, **{**cls.defaults, **fields})
+        # Copied: tasks must not share what their factory has for all of them.
+        defaults = {name: dict(value) if isinstance(value, dict) else value for name, value in cls.defaults.items()}
+        return cls.task_class.create(type, input, **{**defaults, **fields})
 
 
 @final

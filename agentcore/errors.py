@@ -32,7 +32,7 @@ A message reads ``<subject> <rule>: got <value>; <what to do>``. The values stan
 import enum
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 __all__ = [
     "AgentCrashedError",
@@ -61,6 +61,9 @@ __all__ = [
 ]
 
 
+E = TypeVar("E", bound="CoreError")
+
+
 class Severity(enum.IntEnum):
     """How bad an error is; the values are the levels of :mod:`logging`."""
 
@@ -77,7 +80,8 @@ class CoreError(Exception):
         message: what happened, for a developer: subject, rule, value, remedy.
         details: the values behind the message, by name. Copied.
 
-    Every error pickles. A detail that does not pickle arrives on the other side as its ``repr``.
+    Every error pickles. A detail that does not arrives on the other side as its text, an exception that does not as a
+    CoreError with its text.
     """
 
     code: ClassVar[str] = "core_error"
@@ -121,9 +125,17 @@ class CoreError(Exception):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._pickled_args(), _picklable(self.__dict__))
+        arguments = tuple(_portable(argument) for argument in self._arguments())
+        return _rebuild, (type(self), arguments, _portable(self.__dict__))
 
-    def _pickled_args(self) -> tuple[Any, ...]:
+    def __copy__(self) -> Self:
+        return _rebuild(type(self), self._arguments(), dict(self.__dict__))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # What an error tells of are the very objects; copies of them would be others.
+        return self.__copy__()
+
+    def _arguments(self) -> tuple[Any, ...]:
         return (self.message,)
 
 
@@ -135,27 +147,35 @@ def text_of(value: object) -> str:
         return f"<{type(value).__qualname__} whose str() raised {type(error).__name__}>"
 
 
-def _rebuild(cls: type[CoreError], args: tuple[Any, ...], state: dict[str, Any]) -> CoreError:
-    # A subclass of a user may have a constructor of its own; its state is restored without calling it.
-    error = cls.__new__(cls, *args)
-    error.args = args
+def _rebuild(cls: type[E], arguments: tuple[Any, ...], state: dict[str, Any]) -> E:
+    # A subclass of a user may have a constructor of its own; the state is restored without calling it.
+    new = BaseExceptionGroup.__new__ if issubclass(cls, BaseExceptionGroup) else _builtin_base(cls).__new__
+    error = new(cls, *arguments)
+    error.args = arguments
     error.__dict__.update(state)
     return error
 
 
-def _picklable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values, each that does not pickle replaced by its ``repr``; nested mappings are gone through."""
+def _builtin_base(cls: type[BaseException]) -> type[BaseException]:
+    return next(base for base in cls.__mro__ if base.__module__ == "builtins")
+
+
+def _portable(value: Any, depth: int = 5) -> Any:
+    """Return a value that pickles and comes back: itself, a container of such, a stand-in for an exception, a text."""
     import pickle  # noqa: PLC0415 - most programs never pickle an error
 
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        try:
-            pickle.dumps(value)
-        except Exception:  # noqa: BLE001 - anything may be raised by a foreign __reduce__
-            result[name] = _picklable(value) if isinstance(value, dict) else repr(value)
-        else:
-            result[name] = value
-    return result
+    try:
+        # Both ways: exceptions with constructors of their own pickle, and fail when they are loaded.
+        pickle.loads(pickle.dumps(value))  # noqa: S301 - what this process has just written
+    except Exception:  # noqa: BLE001 - anything may be raised by a foreign __reduce__
+        if isinstance(value, Exception):
+            return CoreError(f"{type(value).__qualname__}: {text_of(value)}", {"type": type(value).__qualname__})
+        if depth and isinstance(value, dict):
+            return {text_of(key): _portable(item, depth - 1) for key, item in value.items()}
+        if depth and isinstance(value, list | tuple):
+            return type(value)(_portable(item, depth - 1) for item in value)
+        return text_of(value)
+    return value
 
 
 class TaskError(CoreError):
@@ -315,7 +335,7 @@ class AgentCrashedError(AgentError, ExceptionGroup[Exception]):
         """Return a group of the same kind around some of the leaves (for ``split`` and ``except*``)."""
         return type(self)(self.message, excs, self.details)
 
-    def _pickled_args(self) -> tuple[Any, ...]:
+    def _arguments(self) -> tuple[Any, ...]:
         return self.message, list(self.exceptions)
 
 
