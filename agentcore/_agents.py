@@ -13,6 +13,7 @@ import functools
 import math
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar, final
 
@@ -27,7 +28,7 @@ from agentcore._agent_records import (
     Limit,
 )
 from agentcore._chains import Execution, Waitable, Waits, links
-from agentcore._context import current_execution, current_terminations
+from agentcore._context import current_execution, current_job, current_terminations
 from agentcore._interop import sources, split_cancellation
 from agentcore._rules.admission import Slots
 from agentcore._rules.agent_states import AgentLife, AgentState
@@ -438,8 +439,11 @@ class BaseAgent(abc.ABC):
         wait = waits.begin(self, around)
         turn = anyio.Event()
         self._slots.wait(turn)
+        job = current_job.get()
         try:
-            await self._bounded(turn.wait(), limit)
+            # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
+            with job.lending() if job is not None else nullcontext():
+                await self._bounded(turn.wait(), limit)
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
                 self._pass_turn_on()

@@ -8,13 +8,22 @@ The values belong to parts that stand above this file, so they are plain objects
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, Protocol
+
+
+class Lender(Protocol):
+    """Has something that others may use while it waits."""
+
+    def lending(self) -> AbstractContextManager[object]:
+        """Return a context manager for the time of the wait."""
+
 
 current_runtime: Final[ContextVar[object]] = ContextVar("agentcore_runtime", default=None)
 """The `AgentRuntime` whose block or job this is."""
 
-current_job: Final[ContextVar[object]] = ContextVar("agentcore_job", default=None)
+current_job: Final[ContextVar[Lender | None]] = ContextVar("agentcore_job", default=None)
 """The `Job` that a runtime executes here; it knows the task."""
 
 current_terminations: Final[ContextVar[tuple[object, ...]]] = ContextVar("agentcore_terminations", default=())

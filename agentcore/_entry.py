@@ -16,6 +16,9 @@ from agentcore.errors import ConfigurationError
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
+LAST_MOMENTS: Final = 1.0
+"""Seconds that a program has to end by itself, once a signal has ended its tasks."""
+
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -42,10 +45,12 @@ class _Interruption:
         self._scope.cancel("a second signal came")
 
     async def drain(self, runtime: AgentRuntime) -> None:
-        """Wait for the first signal; then shut the runtime down and cancel what its block still does."""
+        """Wait for the first signal; then shut the runtime down, and soon cancel what its block still does."""
         await self._first.wait()
         await runtime.shutdown(reason=f"interrupted by {signal.Signals(self.signals[0]).name}")
-        # Whoever waited for a task that was cut short has been told; a block that does something else ends here.
+        # Whoever waited for a task has been told. What remains to be done for that is done now; a block that just goes on
+        # must not hold the end up.
+        await anyio.sleep(min(LAST_MOMENTS, runtime.config.grace))
         self._scope.cancel("the runtime has been shut down by a signal")
 
 
@@ -58,8 +63,8 @@ def run(
 ) -> T:
     """Run a program in a runtime of its own, and handle signals: the entry for scripts.
 
-    The first SIGINT or SIGTERM drains the runtime: running tasks have `RuntimeConfig.grace` seconds to end, then they and
-    the program are cancelled. The second signal cancels at once, the third ends the process without any clean-up.
+    The first SIGINT or SIGTERM drains the runtime: running tasks have `RuntimeConfig.grace` seconds to end, then they are
+    cancelled. When they have ended, the program has one more second to do so, and is cancelled then. The second signal cancels at once, the third ends the process without any clean-up.
     In a thread other than the main one signals are left alone.
 
     Args:
@@ -73,7 +78,7 @@ def run(
         What `main` returns, if it came to its end; after a signal too.
 
     Raises:
-        KeyboardInterrupt: SIGINT came and something was cut short. A note names it.
+        KeyboardInterrupt: SIGINT came and something was cut short, tasks or `main` itself. A note names it.
         SystemExit: SIGTERM came and something was cut short; the code is 143.
         ConfigurationError: there is no such backend.
         BaseException: whatever `main` raises, and what failed in the background of the runtime.
@@ -107,7 +112,8 @@ def run(
         ) from error
     report = runtime.report
     if signals and report is not None and (report.cut_short or not (finished or failures)):
-        raise _interruption(signals[0], report.summary()) from (failures[0] if failures else None)
+        cut = "" if finished or failures else "; the program itself was cut short"
+        raise _interruption(signals[0], report.summary() + cut) from (failures[0] if failures else None)
     if failures:
         raise failures[0]
     return finished[0]

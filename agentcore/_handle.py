@@ -10,7 +10,7 @@ import anyio.lowlevel
 
 from agentcore._rules.task_states import TaskState
 from agentcore._tasks import BaseTask, TaskResult
-from agentcore.errors import TaskCanceledError, TaskExecutionError, TaskTimeoutError
+from agentcore.errors import TaskCanceledError, TaskExecutionError, TaskTimeoutError, text_of
 
 
 class HandleOwner(Protocol):
@@ -74,7 +74,7 @@ class TaskHandle:
             What is known of it then.
 
         Raises:
-            AgentDeadlockError: the task waits for an agent that waits here, as a chain of calls.
+            AgentDeadlockError: the task waits for an agent that waits here, in a chain of calls.
         """
         if self._done:
             await anyio.lowlevel.checkpoint()
@@ -132,11 +132,11 @@ def outcome_of(task: BaseTask, cause: BaseException | None) -> dict[str, Any]:
             f"task {task.id} of type {task.type!r} was cancelled: {task.cancel_reason or 'no reason was given'}",
             {"task_id": task.id, "type": task.type, "reason": task.cancel_reason},
         ) from cause
-    if isinstance(cause, TaskTimeoutError) and cause.details.get("task_id") == task.id:
+    if isinstance(cause, TaskTimeoutError) and (cause.details or {}).get("task_id") == task.id:
         raise TaskTimeoutError(cause.message, cause.details)
     error = task.error or {}
     raise TaskExecutionError(
         f"task {task.id} of type {task.type!r} failed in attempt {task.attempt}: "
-        f"{error.get('error_type', 'error')}: {error.get('message', error.get('error', error))}",
+        f"{text_of(error.get('error_type', 'error'))}: {text_of(error.get('message', error.get('error', error)))}",
         {"task_id": task.id, "type": task.type, "attempt": task.attempt, "error": task.error},
     ) from cause

@@ -9,6 +9,7 @@ Private attributes of other libraries that this module touches: none.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import signal
@@ -23,7 +24,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 import anyio
 import anyio.to_thread
 import attrs
-from anyio.lowlevel import current_token
+from anyio.lowlevel import RunVar, current_token
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -97,13 +98,22 @@ def new_id() -> str:
     return f"{_prefix}{next(_counter)}"
 
 
+_threads: Final[RunVar[anyio.CapacityLimiter]] = RunVar("agentcore_threads")
+
+
 async def run_in_thread(function: Callable[[*Args], T], *args: *Args) -> T:
     """Run a function in a worker thread and return what it returns.
 
     Leaving by cancellation waits for the function, which `anyio.from_thread.check_cancelled` tells that it should end:
-    no thread outlives its scope unnoticed.
+    no thread outlives its scope unnoticed. The number of threads is bounded by who calls, not here: with AnyIO's limit of
+    40 for everything, 40 functions that wait for another one in a thread would wait for ever.
     """
-    return await anyio.to_thread.run_sync(function, *args)
+    try:
+        limiter = _threads.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(math.inf)
+        _threads.set(limiter)
+    return await anyio.to_thread.run_sync(function, *args, limiter=limiter)
 
 
 def split_cancellation(error: BaseException) -> tuple[bool, BaseException | None]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any, final
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Protocol, final
 
 import anyio
 import attrs
 
 from agentcore._agent_records import AgentResult, Limit
 from agentcore._agents import BaseAgent
+from agentcore._context import current_job
 from agentcore._directory import Route, describe
 from agentcore._handle import TaskHandle
 from agentcore._rules.task_states import TaskPriority, TaskState
@@ -74,6 +75,13 @@ class Plan:
             )
 
 
+class SlotKeeper(Protocol):
+    """Has the slots of a runtime."""
+
+    def lending(self, job: Job | None) -> AbstractContextManager[object]:
+        """Return a context manager for the time that a job waits."""
+
+
 @final
 class Job:
     """A task while it is executed.
@@ -88,6 +96,9 @@ class Job:
         scope: what cancelling the task cancels.
         turn: its place in line; None if it had a slot at once.
         has_slot: whether one of the slots in flight is its own now.
+        slots: where the slot comes from.
+        enclosing: the job that it was made in.
+        waiters: the jobs that wait for its handle.
         waiting_for: how many children it waits for. Its slot is lent as long as there are any.
         cause: the exception behind the outcome.
         begun: whether it has made its first step.
@@ -98,6 +109,7 @@ class Job:
         "agent",
         "begun",
         "cause",
+        "enclosing",
         "ended",
         "handle",
         "has_slot",
@@ -105,13 +117,19 @@ class Job:
         "parent",
         "plan",
         "scope",
+        "slots",
         "task",
         "turn",
+        "waiters",
         "waiting_for",
     )
 
-    def __init__(self, task: BaseTask, plan: Plan, parent: Job | None, turn: Turn | None) -> None:
+    def __init__(self, task: BaseTask, plan: Plan, parent: Job | None, turn: Turn | None, slots: SlotKeeper) -> None:
         self.task = task
+        self.slots = slots
+        # Of whatever runtime; what is run waits in it, so that its runtime finds its own job behind those of others.
+        self.enclosing = current_job.get()
+        self.waiters: list[Job] = []
         self.agent: BaseAgent | None = None
         self.plan = plan
         self.parent = parent
@@ -125,6 +143,10 @@ class Job:
         self.begun = False
         self.ended = False
 
+    def lending(self) -> AbstractContextManager[object]:
+        """Return a context manager for the time that the job waits: its slot is free for others."""
+        return self.slots.lending(None if self.ended else self)
+
     @property
     def name(self) -> str:
         """What it is called in a circle of waits."""
@@ -132,6 +154,7 @@ class Job:
 
     def deadline_of(self, error: BaseException | None) -> str | None:
         """Return which of the task's own deadlines an error tells of; None if it tells of none, or of another task's."""
+        # A user may have made the error, and have given it any details.
         if isinstance(error, TaskTimeoutError) and error.details.get("task_id") == self.task.id:
             return str(error.details.get("deadline"))
         if isinstance(error, AgentTimeoutError) and self.agent is not None:
@@ -160,7 +183,13 @@ class Job:
             elif cancelled or task.cancel_requested:
                 task.cancel(None if task.cancel_requested else "the scope around it was cancelled")
             else:
-                task.fail(self._failure(result, error))
+                task.fail(self._told(result, error))
+
+    def _told(self, result: AgentResult | None, error: BaseException | None) -> dict[str, Any]:
+        try:
+            return self._failure(result, error)
+        except Exception as broken:  # noqa: BLE001 - objects of users are asked; the task has to end whatever they do
+            return describe(error if error is not None else broken)
 
     def _failure(self, result: AgentResult | None, error: BaseException | None) -> dict[str, Any]:
         """Return what a failed task keeps: what its agent said, else the exception; and the deadline, if it was one."""

@@ -320,9 +320,9 @@ class AgentRuntime:
     async def shutdown(
         self, grace: float | None = None, reason: str = "the runtime is shutting down"
     ) -> ShutdownReport:
-        """Drain, cancel what is left and terminate the shared agents. Later calls return the first report.
+        """Drain, cancel what is left and terminate the shared agents. Later calls return the report, as soon as nothing is left to be done.
 
-        Called inside a task, it leaves that one alone. Leaving the block does this by itself. Cancellation of the caller ends the draining, not the rest.
+        Called inside a task, it leaves that one alone, and those that wait for it. Leaving the block does this by itself. Cancellation of the caller ends the draining, not the rest.
 
         Args:
             grace: seconds for draining; None for those of the configuration.
@@ -387,8 +387,11 @@ class AgentRuntime:
             current_runtime.reset(self._token)
             # Not told of an exception of the block, which would come back wrapped in a group. No task is left by now.
             told = (None, None, None) if of_block is not None else (exc_type, exc, traceback)
-            own = await self._group.__aexit__(*told)  # noqa: ASYNC102 - as at the end of every task group
-            self._raise_failures(of_block)
+            try:
+                own = await self._group.__aexit__(*told)  # noqa: ASYNC102 - as at the end of every task group
+            finally:
+                # Before a cancellation too, as a task group does: errors are not lost for it.
+                self._raise_failures(of_block)
             if own and exc is not None and of_block is None:
                 raise RuntimeClosedError(
                     "a runtime ends with its block: got a cancellation of its task group; "

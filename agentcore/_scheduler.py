@@ -137,7 +137,7 @@ class Scheduler:
         """Execute a task in the caller's own task and return its output; see `AgentRuntime.run`."""
         parent = self._current()
         self._check(task, parent)
-        job = self._accept(Job(task, plan, parent, self._admission.enter(task, parent)))
+        job = self._accept(Job(task, plan, parent, self._admission.enter(task, parent), self._admission))
         job.begun = True
         tokens = current_job.set(job), current_runtime.set(self._runner)
         try:
@@ -156,7 +156,7 @@ class Scheduler:
         self._check(task, parent)
         turn = await self._admission.queue_up(task, plan, parent, lambda: self._check(task, parent))
         # No await from here on: what is accepted has a task that sees to it.
-        job = self._accept(Job(task, plan, parent, turn))
+        job = self._accept(Job(task, plan, parent, turn, self._admission))
         job.handle = TaskHandle(task, self)
         assert self._group is not None  # `open` has set it  # noqa: S101
         self._group.create_task(self._own(job), name=f"{task.type} {task.id}", context=copy_context())
@@ -184,12 +184,17 @@ class Scheduler:
         job = self._ledger.jobs.get(handle.id)
         chain = current_execution.get()
         wait = waits.begin(job, chain) if job is not None and chain is not None else None
+        current = self._current()
+        if job is not None and current is not None:
+            job.waiters.append(current)
         try:
-            with self._admission.lending(self._current()):
+            with self._admission.lending(current):
                 yield
         finally:
             if wait is not None:
                 waits.remove(wait)
+            if job is not None and current is not None:
+                job.waiters.remove(current)
 
     # Going out.
 
@@ -279,6 +284,9 @@ class Scheduler:
             self._settle(job, None, error, cancelled=cancelled)
         except BaseException as error:
             cancelled, rest = split_cancellation(error)
+            if cancelled and not isinstance(error, GeneratorExit) and anyio.current_effective_deadline() > -math.inf:
+                # No scope is cancelled: it is a native Task.cancel(), or was raised by the code itself.
+                job.task.request_cancel("its asyncio task was cancelled from outside of the runtime")
             self._settle(job, None, rest, cancelled=cancelled)
             raise
         else:
@@ -316,17 +324,21 @@ class Scheduler:
         self, job: Job, result: AgentResult | None, error: BaseException | None, *, cancelled: bool = False
     ) -> None:
         """Do all that follows from the end of an execution, at once."""
-        if cancelled and job.handle is not None and not job.scope.cancel_called:
+        task = job.task
+        if cancelled and job.handle is not None and not task.cancel_requested:
             self._ledger.cut(job)  # cancelled together with the block of the runtime
-        job.conclude(result, error, cancelled=cancelled)
+        try:
+            job.conclude(result, error, cancelled=cancelled)
+        except Exception as broken:  # noqa: BLE001 - a subclass of a task raised; the slot must come back all the same
+            self.crashes.append(broken)
         self._admission.leave(job)
         self._ledger.leave(job)
-        task = job.task
-        self._log.emit(f"task_{task.state}", task_id=task.id, type=task.type, duration_ms=task.duration_ms)
         if job.handle is not None:
             job.handle._finish(job.cause)
         if self._ended is not None:
             self._ended.set()
+        # Last: a sink may raise what stops the program.
+        self._log.emit(f"task_{task.state}", task_id=task.id, type=task.type, duration_ms=task.duration_ms)
 
     def _cancel(self, job: Job, reason: str | None) -> None:
         # The task may have been ended by hand; what runs for it is cancelled all the same.
@@ -349,16 +361,22 @@ class Scheduler:
     def _current(self) -> Job | None:
         """Return the job of this scheduler that the caller is a part of."""
         job = current_job.get()
-        # A task that was started in a job may outlive it and still have it in its context.
-        return job if isinstance(job, Job) and self._ledger.jobs.get(job.task.id) is job else None
+        while isinstance(job, Job):
+            # A task that was started in a job may outlive it and still have it in its context.
+            if self._ledger.jobs.get(job.task.id) is job:
+                return job
+            job = job.enclosing if job.handle is None else None
+        return None
 
     def _own_chain(self) -> set[str]:
         """Return the ids of the tasks that wait for the caller."""
-        chain = set()
-        job = self._current()
-        while job is not None:
-            chain.add(job.task.id)
-            job = job.parent if job.handle is None else None
+        chain: set[str] = set()
+        frontier = [self._current()]
+        while frontier:
+            job = frontier.pop()
+            if job is not None and job.task.id not in chain:
+                chain.add(job.task.id)
+                frontier += [*job.waiters, job.parent if job.handle is None else None]
         return chain
 
     def _check(self, task: BaseTask, parent: Job | None) -> None:

@@ -15,6 +15,7 @@ from agentcore import AgentRuntime, ConfigurationError, CoreError, RuntimeConfig
 from agentcore.cli._progress import Progress
 from agentcore.cli._render import render
 from agentcore.cli._target import load_target, read_input, register_target
+from agentcore.errors import text_of
 
 OK: Final = 0
 FAILED: Final = 1
@@ -32,15 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = _parser().parse_args(arguments)
     try:
-        return _run(options)
+        return _run(_parser().parse_args(arguments))
     except ConfigurationError as error:
         return _say(f"{error}", USAGE)
+    except KeyboardInterrupt:  # before or after the run itself, which has a way of its own
+        return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # Whoever reads our output has gone, as `head` does. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        return _say(f"the output cannot be written: {error}", FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,14 +74,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more: got {text!r}")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more: got {text!r}")
     return value
@@ -104,8 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         progress.clear()
     if output is None:
         return _say(failure, code)
-    _print(output, options.output)
-    return OK
+    return _print(output, options.output)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -135,7 +141,7 @@ def _columns(stream: TextIO) -> int:
         return 80
 
 
-def _print(output: dict[str, Any], form: str) -> None:
+def _print(output: dict[str, Any], form: str) -> int:
     # A report must not fail for a file name in it that the stream cannot say. Lone surrogates are the only such thing in
     # UTF-8, and what they are replaced by is JSON's own escape for them; other encodings get nothing but ASCII.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -144,9 +150,14 @@ def _print(output: dict[str, Any], form: str) -> None:
         render(output, sys.stdout)
     else:
         ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-        json.dump(_to_json(output), sys.stdout, ensure_ascii=ascii_only, allow_nan=False)
-        sys.stdout.write("\n")
+        # Whole before the first byte is written: half a document is none.
+        try:
+            text = json.dumps(_to_json(output), ensure_ascii=ascii_only, allow_nan=False)
+        except (ValueError, RecursionError) as error:
+            return _say(f"the output cannot be written as JSON: {error}", FAILED)
+        sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+    return OK
 
 
 def _to_json(value: Any) -> Any:
@@ -161,7 +172,7 @@ def _to_json(value: Any) -> Any:
         case list() | tuple() | set() | frozenset():
             return [_to_json(item) for item in value]
         case _:
-            return str(value)
+            return text_of(value)
 
 
 def _say(text: str, code: int) -> int:
