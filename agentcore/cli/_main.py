@@ -13,7 +13,7 @@ from typing import Any, Final, TextIO
 
 from agentcore import AgentRuntime, ConfigurationError, CoreError, RuntimeConfig, TaskExecutionError, run
 from agentcore.cli._progress import Progress
-from agentcore.cli._render import render
+from agentcore.cli._render import Canvas, render
 from agentcore.cli._target import load_target, read_input, register_target
 from agentcore.errors import text_of
 
@@ -146,16 +146,20 @@ def _print(output: dict[str, Any], form: str) -> int:
     # UTF-8, and what they are replaced by is JSON's own escape for them; other encodings get nothing but ASCII.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    if form == "table" or (form == "auto" and sys.stdout.isatty()):
-        render(output, sys.stdout)
-    else:
-        ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-        # Whole before the first byte is written: half a document is none.
-        try:
-            text = json.dumps(_to_json(output), ensure_ascii=ascii_only, allow_nan=False)
-        except (ValueError, RecursionError) as error:
-            return _say(f"the output cannot be written as JSON: {error}", FAILED)
-        sys.stdout.write(f"{text}\n")
+    terminal = sys.stdout.isatty()
+    ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    # Whole before the first byte is written: half a document is none.
+    whole = io.StringIO()
+    try:
+        if form == "table" or (form == "auto" and terminal):
+            width = _columns(sys.stdout) if terminal else 100
+            render(output, whole, Canvas(width, colours=terminal, ascii_only=ascii_only))
+        else:
+            json.dump(_to_json(output), whole, ensure_ascii=ascii_only, allow_nan=False)
+            whole.write("\n")
+    except (ValueError, RecursionError) as error:
+        return _say(f"the output cannot be shown: {type(error).__name__}: {error}", FAILED)
+    sys.stdout.write(whole.getvalue())
     sys.stdout.flush()
     return OK
 

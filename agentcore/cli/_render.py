@@ -5,20 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TextIO
 
+import attrs
+
+from agentcore.errors import text_of
+
 Row = Sequence[str]
 
 LONGEST: Final = 50
 """How many rows of a list are drawn; nobody reads a thousand."""
 
 
-def render(output: Mapping[str, Any], stream: TextIO, *, width: int = 100) -> None:
-    """Write an output to a terminal, with rich if it is there, else as plain text."""
+@attrs.frozen
+class Canvas:
+    """What is drawn on.
+
+    Attributes:
+        width: in columns.
+        colours: whether it obeys the escape sequences of a terminal.
+        ascii_only: whether it can show nothing else.
+    """
+
+    width: int = 100
+    colours: bool = False
+    ascii_only: bool = False
+
+
+def render(output: Mapping[str, Any], stream: TextIO, canvas: Canvas = Canvas()) -> None:
+    """Draw an output, with rich if it is there, else as plain text."""
     try:
         import rich  # noqa: F401, PLC0415 - an extra
     except ImportError:
         _write_plain(output, stream)
     else:
-        _write_rich(output, stream, width)
+        _write_rich(output, stream, canvas)
 
 
 def tables(output: Mapping[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
@@ -71,7 +90,7 @@ def _cell(value: object) -> str:
         case list() | tuple():
             text = ", ".join(map(_cell, value))
         case _:
-            text = str(value)
+            text = text_of(value)
     return printable(text)
 
 
@@ -105,20 +124,19 @@ def _write_plain(output: Mapping[str, Any], stream: TextIO) -> None:
             stream.write(f"{'  '.join(cells).rstrip()}\n")
 
 
-def _write_rich(output: Mapping[str, Any], stream: TextIO, width: int) -> None:
+def _write_rich(output: Mapping[str, Any], stream: TextIO, canvas: Canvas) -> None:
     from rich import box  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    terminal = stream.isatty()
-    console = Console(file=stream, width=None if terminal else width, force_terminal=terminal, highlight=False)
+    console = Console(file=stream, width=canvas.width, force_terminal=canvas.colours, highlight=False)
     for title, heads, rows in tables(output):
         table = Table(
             title=Text(title) if title else None,
             title_justify="left",
             title_style="bold",
-            box=box.SIMPLE_HEAD,
+            box=box.ASCII if canvas.ascii_only else box.SIMPLE_HEAD,
             show_header=any(heads),
         )
         for head, to_right in zip(heads, _numeric_columns(rows, len(heads)), strict=True):

@@ -116,3 +116,25 @@ class Space:
     """Holds a function."""
 
     nested = staticmethod(echo)
+
+
+async def circular(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what contains itself."""
+    output: dict[str, Any] = {}
+    output["again"] = output
+    return output
+
+
+async def huge(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a number of more digits than Python prints."""
+    return {"first": 1, "number": 10**5000}
+
+
+async def unshowable(given: dict[str, Any]) -> dict[str, Any]:
+    """Return an object that cannot be shown."""
+
+    class Mute:
+        def __str__(self) -> str:
+            raise RuntimeError("mute")
+
+    return {"mute": Mute()}
