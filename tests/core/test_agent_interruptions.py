@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
 from contextvars import copy_context
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from agentcore import (
@@ -16,10 +18,11 @@ from agentcore import (
     AgentRuntime,
     AgentState,
     BaseTask,
+    ConfigurationError,
     TaskState,
 )
 from agentcore._context import current_execution
-from tests.core.fakes import OK, SORRY, MockAgent, Step, configuration, noting, raising
+from tests.core.fakes import OK, SORRY, Gate, MockAgent, Step, configuration, noting, raising, settled
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +52,12 @@ def unwinding_with(error: BaseException, *, in_group: bool, begun: anyio.Event |
     return step
 
 
+async def inside(scope: anyio.CancelScope, function: Step, *args: Any) -> Any:
+    """Call a function inside of a scope."""
+    with scope:
+        return await function(*args)
+
+
 def leaves(error: BaseException) -> list[BaseException]:
     """Return the exceptions in a group, or the one that is none."""
     if isinstance(error, BaseExceptionGroup):
@@ -65,18 +74,10 @@ async def test_failing_clean_up_of_a_cancelled_execution(in_group: bool, timeout
     begun = anyio.Event()
     agent.on_process = unwinding_with(broken, in_group=in_group, begun=begun)
     caught: list[BaseException] = []
-    with anyio.fail_after(5), anyio.CancelScope() as scope:
+    with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
-
-            async def execute() -> None:
-                try:
-                    with scope:
-                        await agent.execute(AgentContext())
-                except Exception as error:  # noqa: BLE001 - looked at below
-                    caught.append(error)
-
             scope = anyio.CancelScope()
-            group.start_soon(execute)
+            group.start_soon(noting, caught, inside, scope, agent.execute, AgentContext())
             await begun.wait()
             scope.cancel()
     assert [broken] == [leaf for error in caught for leaf in leaves(error)]
@@ -97,12 +98,7 @@ async def test_failing_clean_up_of_a_cancelled_run(in_group: bool) -> None:
             runtime.registry("agents").register("work", agent)
             async with anyio.create_task_group() as group:
                 scope = anyio.CancelScope()
-
-                async def run() -> None:
-                    with scope:
-                        await noting([], runtime.run, task)
-
-                group.start_soon(run)
+                group.start_soon(noting, [], inside, scope, runtime.run, task)
                 await begun.wait()
                 scope.cancel()
     assert (TaskState.CANCELED, 1) == (task.state, agent.metrics.cancellations)
@@ -145,7 +141,7 @@ async def test_cancellation_together_with_something_worse(error: BaseException) 
         begun.set()
         try:
             await anyio.sleep_forever()
-        except BaseException as cancellation:
+        except anyio.get_cancelled_exc_class() as cancellation:
             raise BaseExceptionGroup("both", [cancellation, error]) from None
 
     agent.on_process = worse
@@ -155,14 +151,13 @@ async def test_cancellation_together_with_something_worse(error: BaseException) 
             scope = anyio.CancelScope()
 
             async def execute() -> None:
-                with scope:
-                    try:
-                        await agent.execute(AgentContext())
-                    except BaseException as group_of_both:
-                        caught.append(group_of_both)
-                        raise anyio.get_cancelled_exc_class()() if False else group_of_both.exceptions[0]  # type: ignore[attr-defined]
+                try:
+                    await agent.execute(AgentContext())
+                except BaseExceptionGroup as both:
+                    caught.append(both)
+                    raise both.exceptions[0] from None
 
-            group.start_soon(execute)
+            group.start_soon(inside, scope, execute)
             await begun.wait()
             scope.cancel()
     assert [error] == leaves(caught[0])[1:]
@@ -199,7 +194,10 @@ def test_closing_an_execution(elsewhere: bool) -> None:
 
     agent.on_process = suspend
     execution = agent.execute(AgentContext())
-    (copy_context().run if elsewhere else lambda function, *args: function(*args))(execution.send, None)  # type: ignore[attr-defined]
+    if elsewhere:
+        copy_context().run(execution.send, None)  # type: ignore[attr-defined]
+    else:
+        execution.send(None)  # type: ignore[attr-defined]
     assert (AgentState.PROCESSING, 1) == (agent.state, agent.metrics.running)
     try:
         execution.close()  # type: ignore[attr-defined]
@@ -261,6 +259,67 @@ def _chain_length() -> int:
     return length
 
 
+def test_native_cancellation_in_the_moment_of_the_turn() -> None:
+    """An asyncio task that is cancelled just when its turn has come passes the turn on."""
+    agent = MockAgent(configuration())
+
+    async def main() -> None:
+        agent.on_process = gate = Gate()
+
+        async def execute_and_cancel() -> None:
+            await agent.execute(AgentContext())
+            second.cancel()  # the turn is its own by now, and it has not taken a step since
+
+        first = asyncio.create_task(execute_and_cancel())
+        await gate.entered.wait()
+        second, third = (asyncio.create_task(agent.execute(AgentContext())) for _ in range(2))
+        await settled()
+        assert 2 == agent.metrics.waiting
+        gate.opened.set()
+        await first
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert (await third).success is True
+        assert (AgentState.IDLE, 2, 0) == (agent.state, agent.metrics.executions, agent.metrics.waiting)
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+@pytest.mark.parametrize("value", [None, {"task": 1}, AgentContext])
+async def test_something_else_than_a_context(value: Any) -> None:
+    """Who passes something else than a context is told so."""
+    agent = MockAgent(configuration())
+    with pytest.raises(ConfigurationError, match="takes an AgentContext: got") as caught:
+        await agent.execute(value)
+    assert (True, 0) == (repr(value) in str(caught.value), agent.metrics.executions)
+
+
+async def test_context_of_ones_own() -> None:
+    """A class of contexts of one's own is as good as the one it is made from."""
+
+    class Richer(AgentContext):
+        pass
+
+    assert OK == await MockAgent(configuration()).execute(Richer())
+
+
+def test_something_else_than_a_configuration() -> None:
+    """Who passes something else than a configuration is told so, by the name of the class."""
+    with pytest.raises(ConfigurationError, match="config of MockAgent must be an AgentConfig: got 'mock'"):
+        MockAgent("mock")  # type: ignore[arg-type]
+
+
+def test_termination_always_has_a_limit() -> None:
+    """Unlike the other limits that of termination cannot be none."""
+    with pytest.raises(ConfigurationError, match=r"terminate_timeout.*always has a limit"):
+        configuration(terminate_timeout=None)
+
+
+def test_repr_of_an_agent() -> None:
+    """An agent shows its name, its state and how busy it is."""
+    assert "<MockAgent 'mock', IDLE, 0 running, 0 waiting>" == repr(MockAgent(configuration()))
+
+
 @pytest.mark.parametrize("method", ["run", "submit"])
 async def test_context_without_a_runtime(method: str) -> None:
     """A context that was made by hand starts no tasks, and says why."""
@@ -280,7 +339,8 @@ async def test_context_with_a_task() -> None:
     """A context with a task has that one's input, saves its progress, and knows the deadline it runs under."""
     task = BaseTask.create("work", {"size": 2}).start()
     context = AgentContext(task, parameters={"size": 1})
+    context.checkpoint({"page": 1})
     with anyio.move_on_after(30) as scope:
-        context.checkpoint({"page": 1})
+        await anyio.lowlevel.checkpoint()
         assert ({"size": 2}, scope.deadline) == (context.input, context.deadline)
     assert {"page": 1} == task.get_latest_checkpoint()

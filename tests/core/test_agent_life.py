@@ -11,7 +11,6 @@ import pytest
 from agentcore import (
     AgentContext,
     AgentDeadlockError,
-    AgentExecutionError,
     AgentInitializationError,
     AgentResult,
     AgentRuntime,
@@ -20,7 +19,19 @@ from agentcore import (
     AgentTimeoutError,
     TaskExecutionError,
 )
-from tests.core.fakes import OK, SORRY, Gate, MockAgent, Step, configuration, hanging, noting, raising, settled
+from tests.core.fakes import (
+    OK,
+    SORRY,
+    Gate,
+    MockAgent,
+    Step,
+    configuration,
+    hanging,
+    noting,
+    raising,
+    returning,
+    settled,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -318,6 +329,20 @@ async def test_clean_up_of_the_base_in_a_task_of_its_own() -> None:
     assert (["terminate"], AgentState.TERMINATED) == (agent.calls, agent.state)
 
 
+async def test_clean_up_that_calls_that_of_all_agents() -> None:
+    """A clean-up may call `super().terminate()` down to the base of all agents, which has nothing to add."""
+
+    class Dutiful(MockAgent):
+        async def terminate(self) -> None:
+            await super().terminate()
+            self._note("terminate")
+
+    agent = Dutiful(configuration())
+    with anyio.fail_after(5):
+        await agent.terminate()
+    assert (["terminate"], True) == (agent.calls, agent.is_terminated)
+
+
 async def test_clean_up_with_an_argument() -> None:
     """A `terminate` with parameters of its own gets them."""
 
@@ -346,6 +371,21 @@ async def test_executions_that_terminate_their_own_agent(timeout: float | None) 
         await agent.terminate()
     assert all(outcome == OK or isinstance(outcome, AgentTerminatedError) for outcome in outcomes)
     assert (3, AgentState.TERMINATED, 1) == (len(outcomes), agent.state, agent.calls.count("terminate"))
+
+
+async def test_execution_that_terminates_its_own_agent_ends_the_others() -> None:
+    """An execution that terminates its own agent is not cancelled by that; another one that hangs is."""
+    agent = Closing(configuration(max_concurrency=2, terminate_timeout=0.01))
+    outcomes: list[Any] = []
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            agent.on_process = hanging
+            group.start_soon(noting, outcomes, agent.execute, AgentContext())
+            await settled()
+            agent.on_process = terminating(agent)
+            assert OK == await agent.execute(AgentContext())
+    assert [AgentTerminatedError] == [type(outcome) for outcome in outcomes]
+    assert (AgentState.TERMINATED, 0) == (agent.state, agent.metrics.running)
 
 
 async def test_execution_that_terminates_its_own_agent_while_others_do() -> None:
@@ -404,10 +444,7 @@ async def test_handle_error_that_fails_while_the_agent_is_terminated() -> None:
             group.start_soon(noting, outcomes, agent.execute, AgentContext())
             await settled()
             await agent.terminate()
-    assert ([AgentTerminatedError], False) == (
-        [type(outcome) for outcome in outcomes],
-        isinstance(outcomes[0], AgentExecutionError),
-    )
+    assert [AgentTerminatedError] == [type(outcome) for outcome in outcomes]
 
 
 # Deadlines that pass in the line.
@@ -440,9 +477,8 @@ async def test_deadline_in_the_line_is_counted() -> None:
 async def test_deadline_in_the_line_can_be_rescued() -> None:
     """A `handle_error` that makes a success of it makes the execution one."""
     agent = MockAgent(configuration())
-    agent.on_process, agent.on_error = gate, rescue = Gate(), Gate()
-    rescue.opened.set()
-    agent.on_error = rescued
+    agent.on_process = gate = Gate()
+    agent.on_error = returning(AgentResult.success_result({"rescued": True}))
     with anyio.fail_after(5):
         async with AgentRuntime() as runtime:
             runtime.registry("agents").register("work", agent)
@@ -451,11 +487,6 @@ async def test_deadline_in_the_line_can_be_rescued() -> None:
             assert {"rescued": True} == await runtime.run("work", timeout=0.01)
             assert (0, 1) == (agent.metrics.failures, agent.metrics.timeouts)
             gate.opened.set()
-
-
-async def rescued(error: Exception) -> AgentResult:
-    """Handle an error well."""
-    return AgentResult.success_result({"rescued": True})
 
 
 @pytest.mark.parametrize("ends", [True, False])

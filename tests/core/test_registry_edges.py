@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.metadata
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -333,3 +337,155 @@ def test_clear_registries() -> None:
     assert (held.size(), get_registry("held") is held, get_registry("other")) == (0, False, other)
     clear_registries()
     assert (other.size(), get_registry("other") is other) == (0, False)
+
+
+@pytest.mark.usefixtures("no_global_registries")
+def test_clear_one_registry() -> None:
+    """A single name is a name, and not a collection of letters."""
+    agents, letter = get_registry("agents"), get_registry("a")
+    agents.register("one", 1)
+    letter.register("two", 2)
+    clear_registries("agents")
+    assert (0, False, letter) == (agents.size(), get_registry("agents") is agents, get_registry("a"))
+
+
+@pytest.mark.usefixtures("no_global_registries")
+def test_forgotten_registry_that_is_written_to() -> None:
+    """A registry that was cleared and is still held does not take its name back from the next one."""
+    forgotten = get_registry("name")
+    clear_registries("name")
+    current = get_registry("name")
+    forgotten.register("one", 1)
+    assert (True, 0) == (get_registry("name") is current, current.size())
+
+
+@pytest.mark.usefixtures("no_global_registries")
+def test_registry_of_another_kind() -> None:
+    """A name belongs to registries of one kind as long as there is one."""
+    kept = get_registry("kept")
+    with pytest.raises(RegistryError, match="'kept' is a Registry: got a request for a ClassRegistry"):
+        get_class_registry(kept.name)
+
+
+def test_unusable_duplicates() -> None:
+    """What shall become of duplicates is one of two words."""
+    with pytest.raises(ConfigurationError, match="'replace' or 'error': got 'ignore'"):
+        Registry("things", on_duplicate="ignore")  # type: ignore[arg-type]
+
+
+def test_repr_of_a_registry(registry: Registry[Any]) -> None:
+    """A registry shows its kind, its name and its size."""
+    registry.register("one", 1)
+    assert ("<Registry 'things' with 1 items>", "<FunctionRegistry 'f' with 0 items>") == (
+        repr(registry),
+        repr(FunctionRegistry("f")),
+    )
+
+
+def test_find_beneath(registry: Registry[Any]) -> None:
+    """What is beneath a registry is found through it, unless it is covered."""
+    registry.register("one", "beneath", kind="k")
+    registry.register("two", "beneath", kind="k")
+    above = Registry[Any]("things", beneath=registry)
+    above.register("one", "above", kind="other")
+    above.register("three", "above", kind="k")
+    assert {"two": "beneath", "three": "above"} == above.find(kind="k")
+    assert (["one", "two", "three"], 3) == (above.list_names(), above.size())
+    assert ({"kind": "other"}, {"kind": "k"}) == (above.get_metadata("one"), above.get_metadata("two"))
+    assert (None, False, True) == (above.get_metadata("four"), above.has("four"), above.has("two"))
+
+
+def test_item_that_vanishes_while_all_are_listed(registry: Registry[Any]) -> None:
+    """An item that is removed while others are imported, or by its own import, is left out of the list."""
+
+    class Removing:
+        """Stands for a module whose import has a side effect."""
+
+        @staticmethod
+        def import_module(name: str) -> Any:
+            registry.unregister("second")
+            if name == "json":
+                registry.unregister("third")
+            return sys.modules[name]
+
+    for method in (registry.list_all, lambda: registry.find(kind="k")):
+        registry.register_lazy("first", "sys:path", kind="k")
+        registry.register("second", 2, kind="k")
+        registry.register_lazy("third", "json:dumps", kind="k")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(importlib, "import_module", Removing.import_module)
+            assert {"first": sys.path} == method()
+
+
+def test_entry_points(registry: Registry[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What packages offer is registered lazily, and what is registered already stays."""
+    entries = [
+        EntryPoint("dumps", "json:dumps", "plugins"),
+        EntryPoint("taken", "json:loads", "plugins"),
+    ]
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [entry for entry in entries if entry.group == group]
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    registry.register("taken", "mine")
+    assert (["dumps"], []) == (registry.load_entry_points("plugins"), registry.load_entry_points("others"))
+    assert ("mine", json.dumps) == (registry.get_sync("taken"), registry.get_sync("dumps"))
+    assert {"entry_point": "plugins"} == registry.get_metadata("dumps")
+
+
+def test_entry_point_without_an_attribute(registry: Registry[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point that names a module alone is refused."""
+    entries = [EntryPoint("whole", "json", "plugins")]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: entries)
+    with pytest.raises(RegistryError, match=r"package\.module:attribute"):
+        registry.load_entry_points("plugins")
+
+
+def test_events_of_a_registry(registry: Registry[Any]) -> None:
+    """Replacements can be read afterwards too."""
+    registry.register("one", 1)
+    registry.register_lazy("one", "json:dumps")
+    (event,) = registry.events()
+    assert ("item_replaced", "things", "one", 1) == (
+        event.event_type,
+        *(event.data[key] for key in ("registry", "name", "old")),
+    )
+    assert 1 == registry.statistics().replacements
+
+
+def test_function_without_a_signature() -> None:
+    """Functions that do not tell what they take can be registered too."""
+    functions = FunctionRegistry("functions")
+
+    class Silent:
+        __signature__ = "none"
+        __name__ = "silent"
+
+        def __call__(self) -> None: ...
+
+    functions.register_function()(Silent())
+    metadata = functions.get_metadata("silent")
+    assert metadata is not None
+    assert "(...)" == metadata["signature"]
+
+
+def test_item_without_a_name(registry: Registry[Any]) -> None:
+    """A decorated object that has no name of its own needs one."""
+    with pytest.raises(RegistryError, match="without __name__"):
+        registry.decorator()(5)
+    assert 5 == registry.decorator("five", kind="k")(5)
+    assert ({"five": 5}, {"kind": "k"}) == (registry.list_all(), registry.get_metadata("five"))
+
+
+@pytest.mark.anyio
+async def test_instances_of_registered_classes() -> None:
+    """Instances are made with any arguments; a class that is not there is an error with the nearest name."""
+    classes = ClassRegistry("classes")
+    classes.register_class("point", module="elsewhere")(SimpleNamespace)
+    made = await classes.create_instance("point", name="own", self=1)
+    assert ("own", 1) == (made.name, made.self)
+    with pytest.raises(RegistryError, match="got 'pont'; did you mean 'point'"):
+        await classes.create_instance("pont")
+    with pytest.raises(RegistryError, match="nothing is registered yet"):
+        await ClassRegistry("none").create_instance("point")

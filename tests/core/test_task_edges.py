@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from inspect import CORO_CLOSED, getcoroutinestate
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import anyio
 import attrs
@@ -204,6 +205,13 @@ def test_unreadable_task(change: dict[str, Any]) -> None:
         ("priority", True),
         ("timeout_ms", -1),
         ("timeout_ms", float("nan")),
+        ("timeout_ms", 0.5),
+        ("timeout_ms", float("inf")),
+        ("id", ""),
+        ("id", None),
+        ("id", 7),
+        ("trace_id", 7),
+        ("parent_id", b"7"),
     ],
 )
 def test_unusable_field(field: str, value: object) -> None:
@@ -309,3 +317,100 @@ def test_factory_with_defaults() -> None:
     made = Parcels.create_task("deliver", {"to": "Oslo"}, weight=6)
     assert isinstance(made, Parcel)
     assert (made.weight, made.timeout_ms) == (6, 30_000)
+
+
+def test_whole_timeout_that_is_a_float() -> None:
+    """A timeout of 500.0 milliseconds is one of 500."""
+    task = BaseTask.create("work", timeout_ms=500.0)
+    assert (500, int) == (task.timeout_ms, type(task.timeout_ms))
+
+
+@pytest.mark.anyio
+async def test_unusable_timeout_of_something_without_close() -> None:
+    """What can be awaited and cannot be closed is left alone when the timeout cannot be used."""
+
+    class Awaitable:
+        def __await__(self) -> Iterator[None]:
+            raise AssertionError("unreachable")
+
+    with pytest.raises(ConfigurationError, match="timeout_override_ms"):
+        await BaseTask.create("work").with_timeout(Awaitable(), -1)  # type: ignore[arg-type]
+
+
+def test_mappings_become_dictionaries() -> None:
+    """A mapping of another kind is as good as a dictionary wherever one is taken."""
+    mapping = MappingProxyType({"key": 1})
+    task = BaseTask.create("work", mapping, metadata=mapping).start()
+    task.checkpoint(mapping).complete(mapping)
+    assert [{"key": 1}] * 4 == [task.input, task.metadata, task.output, task.get_latest_checkpoint()]
+
+
+def test_events_never_exceed_their_limit() -> None:
+    """The end of a task that has saved its progress often is one of its events, and not one too many."""
+    task = task_in(TaskState.RUNNING)
+    for page in range(400):
+        task.checkpoint({"page": page})
+        assert len(task.events) <= BaseTask.max_events
+    task.complete({})
+    assert (BaseTask.max_events, 402) == (len(task.events), task.events[-1].sequence)
+    assert ["task_checkpoint", "task_completed"] == [event.event_type for event in task.events[-2:]]
+
+
+def test_limits_of_ones_own() -> None:
+    """A subclass says how much it keeps, and may keep no progress at all."""
+
+    @attrs.define(kw_only=True, eq=False)
+    class Forgetful(BaseTask):
+        max_checkpoints: ClassVar[int] = 0
+        max_events: ClassVar[int] = 3
+
+    task = Forgetful.create("work").start()
+    for page in range(9):
+        task.checkpoint({"page": page})
+    task.complete({})
+    assert ((), None) == (task.checkpoints, task.get_latest_checkpoint())
+    assert [9, 10, 11] == [event.sequence for event in task.events]
+    assert [] == task.to_dict()["checkpoints"]
+
+
+def test_defaults_of_a_factory_are_not_shared() -> None:
+    """What one task makes of the factory's defaults is not seen by the next one."""
+
+    class Marked(TaskFactory):
+        defaults: ClassVar[dict[str, Any]] = {"metadata": {"owner": "me"}}
+
+    Marked.create_task("work").metadata["changed"] = True
+    assert {"owner": "me"} == Marked.create_task("work").metadata
+    assert {"metadata": {"owner": "me"}} == Marked.defaults
+
+
+def test_defaults_of_a_factory_are_not_shared_however_deep() -> None:
+    """That holds for what the defaults contain as well, and for lists."""
+
+    @attrs.define(kw_only=True, eq=False)
+    class Tagged(BaseTask):
+        tags: list[str] = attrs.field(factory=list)
+
+    class Tagging(TaskFactory):
+        task_class = Tagged
+        defaults: ClassVar[dict[str, Any]] = {"tags": ["a"], "metadata": {"seen": []}}
+
+    first = Tagging.create_task("work")
+    assert isinstance(first, Tagged)
+    first.tags.append("b")
+    first.metadata["seen"].append("b")
+    second = Tagging.create_task("work")
+    assert isinstance(second, Tagged)
+    assert (["a"], {"seen": []}) == (second.tags, second.metadata)
+
+
+@pytest.mark.parametrize("priority", [TaskPriority.HIGH, "HIGH", "high", TaskPriority.HIGH.value])
+def test_ways_to_write_a_priority(priority: Any) -> None:
+    """A priority may be given as the member, its name in any case, or its value."""
+    assert BaseTask.create("work", priority=priority).priority is TaskPriority.HIGH
+
+
+def test_repr_of_a_task() -> None:
+    """A task shows what it is and how far it has come."""
+    task = BaseTask.create("deliver", id="p-1").start()
+    assert "<BaseTask p-1 of type 'deliver', RUNNING, attempt 1>" == repr(task)

@@ -40,7 +40,11 @@ async def main(runtime: AgentRuntime, what: str) -> str:
     if what == "submit":
         handle = await runtime.submit("work")
         return str(await handle.result())
-    return str(await runtime.run("work", id="the-task"))
+    result = str(await runtime.run("work", id="the-task"))
+    if what == "end in time":
+        for _ in range(5):  # what a program does with a result
+            await anyio.sleep(0.01)
+    return result
 
 
 if __name__ == "__main__":

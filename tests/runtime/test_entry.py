@@ -180,7 +180,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 @both
 @pytest.mark.parametrize("number", [INT, TERM])
 def test_the_first_signal_lets_tasks_end(number: signal.Signals, backend: str) -> None:
-    """A task that ends within the grace has its value returned as if nothing had happened."""
+    """A task that ends within the grace has its value returned as if nothing had happened, and main can make use of it."""
     with program("end in time", backend, 10) as process:
         process.send_signal(number)
         assert finish(process) == (0, "unwound\n{'done': True}\nrestored True\n")
@@ -208,12 +208,13 @@ def test_after_the_grace_tasks_are_cut_and_named(
 
 @both
 def test_a_program_without_tasks_is_ended_too(backend: str) -> None:
-    """Main itself is cancelled once the runtime is shut down."""
+    """Main itself is cancelled a moment after the runtime has been shut down, and that is told."""
     with program("idle", backend, 10) as process:
         process.send_signal(INT)
         code, output = finish(process)
     assert code == 0
     assert output.startswith("KeyboardInterrupt")
+    assert "the program itself was cut short" in output
 
 
 @both
