@@ -27,7 +27,7 @@ from agentcore._agent_records import (
     AgentResult,
     Limit,
 )
-from agentcore._chains import Execution, Waitable, Waits, links
+from agentcore._chains import Execution, Waitable, Waits, links, living
 from agentcore._context import current_execution, current_job, current_terminations
 from agentcore._interop import sources, split_cancellation
 from agentcore._rules.admission import Slots
@@ -232,8 +232,8 @@ class BaseAgent(abc.ABC):
         if life.terminating or context.__class__ is not AgentContext:
             self._check(context)
         around: Any = current_execution.get()
-        while around is not None and around[0] is None:  # a chain of what has ended long ago must not grow for ever
-            around = around[1]
+        if around is not None:
+            around = living(around)
         if not self._slots.try_take():
             try:
                 await self._wait_for_turn(around, context._limit)

@@ -23,6 +23,21 @@ def links(execution: object) -> Iterator[Execution]:
         execution = execution[1]
 
 
+def living(execution: Execution) -> Execution | None:
+    """Return the innermost execution of a chain that still runs.
+
+    What has ended behind it is taken out: executions that each start the next one in a task group from outside would make
+    a chain that grows for ever.
+    """
+    found: Execution | None = execution
+    while found is not None and found[0] is None:
+        found = found[1]
+    if found is not None:
+        while found[1] is not None and found[1][0] is None:
+            found[1] = found[1][1]
+    return found
+
+
 class Waitable(Hashable, Protocol):
     """What a chain may have to wait for."""
 

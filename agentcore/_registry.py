@@ -278,7 +278,7 @@ class Registry(Generic[T]):
         for entry in importlib.metadata.entry_points(group=group):
             with self._lock:
                 if not self.has(entry.name):
-                    self.register_lazy(entry.name, f"{entry.module}:{entry.attr}", entry_point=group)
+                    self.register_lazy(entry.name, f"{entry.module}:{entry.attr or ''}", entry_point=group)
                     added.append(entry.name)
         return added
 

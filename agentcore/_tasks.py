@@ -8,6 +8,7 @@ a task exactly one wins, the others get a `TaskStateError` and change nothing.
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others,
 # and their `__module__` reads agentcore, where the names in strings could not be found.
 
+import copy
 import threading
 from collections.abc import Awaitable, Mapping
 from datetime import datetime
@@ -553,8 +554,7 @@ class TaskFactory:
             TypeError: there is no such argument.
         """
         # Copied: tasks must not share what their factory has for all of them.
-        defaults = {name: dict(value) if isinstance(value, dict) else value for name, value in cls.defaults.items()}
-        return cls.task_class.create(type, input, **{**defaults, **fields})
+        return cls.task_class.create(type, input, **{**copy.deepcopy(dict(cls.defaults)), **fields})
 
 
 @final

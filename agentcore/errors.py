@@ -162,6 +162,13 @@ def _builtin_base(cls: type[BaseException]) -> type[BaseException]:
 
 def _portable(value: Any, depth: int = 5) -> Any:
     """Return a value that pickles and comes back: itself, a container of such, a stand-in for an exception, a text."""
+    # What is known to be portable is not tried: it would try what is in it in turn, twice as often with each level.
+    if isinstance(value, CoreError) and type(value).__reduce__ is CoreError.__reduce__:
+        return value
+    if depth and type(value) is dict:
+        return {_portable(key, 0): _portable(item, depth - 1) for key, item in value.items()}
+    if depth and type(value) in (list, tuple):
+        return type(value)(_portable(item, depth - 1) for item in value)
     import pickle  # noqa: PLC0415 - most programs never pickle an error
 
     try:
@@ -170,10 +177,6 @@ def _portable(value: Any, depth: int = 5) -> Any:
     except Exception:  # noqa: BLE001 - anything may be raised by a foreign __reduce__
         if isinstance(value, Exception):
             return CoreError(f"{type(value).__qualname__}: {text_of(value)}", {"type": type(value).__qualname__})
-        if depth and isinstance(value, dict):
-            return {text_of(key): _portable(item, depth - 1) for key, item in value.items()}
-        if depth and isinstance(value, list | tuple):
-            return type(value)(_portable(item, depth - 1) for item in value)
         return text_of(value)
     return value
 
