@@ -317,7 +317,7 @@ def test_detail_that_cannot_be_shown() -> None:
 
 
 def test_details_that_contain_themselves() -> None:
-    """A dictionary that contains itself is followed a few steps, then told as a text; one that pickles stays as it is."""
+    """A dictionary that contains itself is followed a few steps; behind them it is told as a text, unless it pickles."""
     circle: dict[str, Any] = {"lock": threading.Lock()}
     circle["self"] = circle
     arrived = sent(CoreError("message", circle)).details
