@@ -39,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"{error}", USAGE)
     except KeyboardInterrupt:  # before or after the run itself, which has a way of its own
         return _say("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever reads our output has gone, as `head` does. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except OSError as error:
+        # Python would try to write the rest, and complain, once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever reads our output has had enough, as `head` does
+            return FAILED
         return _say(f"the output cannot be written: {error}", FAILED)
 
 
