@@ -361,16 +361,26 @@ async def test_clean_up_with_an_argument() -> None:
 async def test_executions_that_terminate_their_own_agent(timeout: float | None) -> None:
     """Executions that each terminate the agent that runs them do not wait for each other."""
     agent = Closing(configuration(timeout=timeout, max_concurrency=3, terminate_timeout=30.0))
-    agent.on_process = terminating(agent)
-    await agent.initialize()
+    begun, go_on = 0, anyio.Event()
+
+    async def process(context: AgentContext) -> AgentResult:
+        nonlocal begun
+        begun += 1
+        await go_on.wait()
+        await agent.terminate()
+        return OK
+
+    agent.on_process = process
     outcomes: list[Any] = []
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
             for _ in range(3):
                 group.start_soon(noting, outcomes, agent.execute, AgentContext())
+            await settled()
+            assert 3 == begun
+            go_on.set()
         await agent.terminate()
-    assert all(outcome == OK or isinstance(outcome, AgentTerminatedError) for outcome in outcomes)
-    assert (3, AgentState.TERMINATED, 1) == (len(outcomes), agent.state, agent.calls.count("terminate"))
+    assert ([OK] * 3, AgentState.TERMINATED, 1) == (outcomes, agent.state, agent.calls.count("terminate"))
 
 
 async def test_execution_that_terminates_its_own_agent_ends_the_others() -> None:
