@@ -55,7 +55,8 @@ def _structure(values: object, cls: type[A]) -> tuple[A | None, list[str]]:
     try:
         return _converter().structure(values, cls), []
     except BaseValidationError as error:
-        return None, transform_error(error, format_exception=_told)
+        # cattrs names fields as the class does; the key of a private one has no underscore.
+        return None, [fault.replace("$._", "$.") for fault in transform_error(error, format_exception=_told)]
     except Exception as error:  # noqa: BLE001 - a hook or a constructor may raise anything; it is named, not hidden
         return None, [f"{error} @ $"]
 
@@ -88,9 +89,9 @@ def _converter() -> Converter:
 
 
 def _priority(name: object, _: object) -> TaskPriority:
-    if name not in TaskPriority.__members__:
+    if not isinstance(name, str) or name not in TaskPriority.__members__:
         raise ValueError(f"one of {', '.join(TaskPriority.__members__)} is expected: got {name!r}")
-    return TaskPriority[str(name)]
+    return TaskPriority[name]
 
 
 def _timestamp(text: object, _: object) -> Timestamp:

@@ -31,6 +31,7 @@ A message reads ``<subject> <rule>: got <value>; <what to do>``. The values stan
 
 import enum
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -160,10 +161,17 @@ def _builtin_base(cls: type[BaseException]) -> type[BaseException]:
     return next(base for base in cls.__mro__ if base.__module__ == "builtins")
 
 
+def _can_be_found(cls: type) -> bool:
+    found: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is cls
+
+
 def _portable(value: Any, depth: int = 5) -> Any:
     """Return a value that pickles and comes back: itself, a container of such, a stand-in for an exception, a text."""
     # What is known to be portable is not tried: it would try what is in it in turn, twice as often with each level.
-    if isinstance(value, CoreError) and type(value).__reduce__ is CoreError.__reduce__:
+    if isinstance(value, CoreError) and type(value).__reduce__ is CoreError.__reduce__ and _can_be_found(type(value)):
         return value
     if depth and type(value) is dict:
         return {_portable(key, 0): _portable(item, depth - 1) for key, item in value.items()}
@@ -176,7 +184,7 @@ def _portable(value: Any, depth: int = 5) -> Any:
         pickle.loads(pickle.dumps(value))  # noqa: S301 - what this process has just written
     except Exception:  # noqa: BLE001 - anything may be raised by a foreign __reduce__
         if isinstance(value, Exception):
-            return CoreError(f"{type(value).__qualname__}: {text_of(value)}", {"type": type(value).__qualname__})
+            return CoreError(f"{type(value).__name__}: {text_of(value)}", {"type": type(value).__qualname__})
         return text_of(value)
     return value
 

@@ -367,6 +367,18 @@ def test_errors_inside_of_errors_inside_of_errors(inner: Exception) -> None:
     assert calls <= 100
 
 
+def test_errors_of_a_class_that_cannot_be_found() -> None:
+    """Inside of an error one whose class was made in a function is as foreign as any, and has a stand-in."""
+
+    class LocalError(TaskError):
+        pass
+
+    inner = LocalError("inside")
+    pair, group = sent(AgentExecutionError("pair", errors=(inner,))), sent(AgentCrashedError("group", [inner]))
+    assert [CoreError, CoreError] == [type(error) for error in (*pair.errors, *group.exceptions)]
+    assert "LocalError: inside" == str(pair.errors[0])
+
+
 def test_attributes_of_ones_own() -> None:
     """What was set on an error by hand travels too, as its text if need be."""
     error = AgentError("message")
