@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 from agentcore._rules.waits import Wait, WaitGraph
@@ -32,9 +32,11 @@ def living(execution: Execution) -> Execution | None:
     found: Execution | None = execution
     while found is not None and found[0] is None:
         found = found[1]
-    if found is not None:
-        while found[1] is not None and found[1][0] is None:
-            found[1] = found[1][1]
+    link = found
+    while link is not None:
+        while link[1] is not None and link[1][0] is None:
+            link[1] = link[1][1]
+        link = link[1]
     return found
 
 
@@ -52,9 +54,6 @@ class Waits(WaitGraph[Waitable]):
     What a chain has started in a task group counts as a part of it, as it does for cancellation: whoever starts something
     in there that nobody in the chain waits for may be told of a deadlock that would have resolved itself.
     """
-
-    def __init__(self, holders: Callable[[Waitable], int]) -> None:
-        super().__init__(holders)
 
     def begin(self, wanted: Waitable, chain: object) -> Wait[Waitable]:
         """Note a wait that is about to begin; `remove` it in the end.

@@ -43,7 +43,7 @@ class Event:
         return {"sequence": self.sequence, "event_type": self.event_type, "at": self.at, "data": dict(self.data)}
 
 
-def to_datetime(timestamp: _interop.Timestamp) -> datetime:
+def to_datetime(timestamp: float) -> datetime:
     """Return seconds since the epoch as an aware datetime in UTC."""
     return datetime.fromtimestamp(timestamp, UTC)
 

@@ -29,9 +29,6 @@ from anyio.lowlevel import RunVar, current_token
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
-Timestamp = float
-"""Seconds since 1970-01-01 UTC, as `Sources.wall` gives them."""
-
 
 @attrs.frozen(eq=False)
 class Sources:
@@ -44,7 +41,7 @@ class Sources:
     """
 
     monotonic: Callable[[], float]
-    wall: Callable[[], Timestamp]
+    wall: Callable[[], float]
     random: random.Random
 
 
@@ -70,7 +67,7 @@ def monotonic() -> float:
     return sources.get().monotonic()
 
 
-def wall_time() -> Timestamp:
+def wall_time() -> float:
     """Return the seconds since the epoch."""
     return sources.get().wall()
 

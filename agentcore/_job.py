@@ -154,7 +154,7 @@ class Job:
 
     def deadline_of(self, error: BaseException | None) -> str | None:
         """Return which of the task's own deadlines an error tells of; None if it tells of none, or of another task's."""
-        # A user may have made the error, and have given it any details.
+        # A user may have made the error with any details: `_told` expects this to raise.
         if isinstance(error, TaskTimeoutError) and error.details.get("task_id") == self.task.id:
             return str(error.details.get("deadline"))
         if isinstance(error, AgentTimeoutError) and self.agent is not None:

@@ -170,6 +170,7 @@ async def test_a_signal_wakes_the_loop_up() -> None:
     with signals_to(lambda number: wake_up(woken.set), [signal.SIGUSR1]), anyio.fail_after(5):
         os.kill(os.getpid(), signal.SIGUSR1)
         await woken.wait()
+    assert woken.is_set()
 
 
 def test_signals_come_to_the_callback_inside_of_the_block() -> None:

@@ -157,8 +157,8 @@ async def test_functions_in_threads_may_wait_for_others_in_threads() -> None:
                 return {"thread": threading.get_ident()}
 
             handles = [await runtime.submit("outer") for _ in range(count)]
-            for handle in handles:
-                await handle.result()
+            results = [await handle.result() for handle in handles]
+    assert [{"thread"}] * count == [set(result) for result in results]
 
 
 async def test_two_runtimes_in_a_circle() -> None:
@@ -210,7 +210,7 @@ async def test_ending_the_runtime_in_a_child_that_is_waited_for(method: str) -> 
             async def parent(given: dict[str, Any], context: AgentContext) -> None:
                 await (await context.submit("child")).result()
 
-            await runtime.run("parent")
+            assert {"result": None} == await runtime.run("parent")
 
 
 class BadText:
