@@ -1,0 +1,26 @@
+"""Process-wide registries of one's own, for the time of a test."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from agentcore import _registry
+
+
+@contextmanager
+def isolated_globals() -> Iterator[None]:
+    """Begin with no process-wide registry, and put back at the end those that were there.
+
+    For everything in the process: tests that run at the same time in other threads see it too.
+    """
+    known, filled = _registry._known, _registry._filled
+    with _registry._lock:
+        before, before_filled = dict(known), dict(filled)
+        known.clear()
+        filled.clear()
+    try:
+        yield
+    finally:
+        _registry.clear_registries()
+        with _registry._lock:
+            known.update(before)
+            filled.update(before_filled)

@@ -1,0 +1,357 @@
+"""The heart of a simulation: the clock, the tasks that are ready, and what happens when none is.
+
+It knows no event loop. A loop tells it which tasks have become ready and asks which one goes next; when none is ready it
+asks what to do, and the answer is at most one of: let in the result of a thread, wait for real, move the clock, fail.
+"""
+
+import math
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import attrs
+
+from agentcore._interop import SYSTEM
+
+from ._failures import DeadlockError, LivelockError, SimulationFailure, StallError, Waiting
+from ._frames import describe, stop_of
+from ._schedule import Strategy
+from ._threads import Threads
+
+# How long inputs from outside (sockets, pipes) may take to arrive before the clock moves on without them, in real seconds.
+IO_GRACE: Final = 0.01
+# A call that gives way this often without ever waiting is no single stop any more.
+GIVES_WAY: Final = 8
+# Steps in which nothing moves the clock, before that is called a livelock.
+STEPS_PER_INSTANT: Final = 10_000
+STEPS_PER_INSTANT_AND_TASK: Final = 100
+# Steps that the tasks of a failed simulation have to end in.
+STEPS_TO_END: Final = 20_000
+
+
+class Abandoned(BaseException):
+    """The tasks of a failed simulation do not end, not even when they are cancelled without their shields."""
+
+
+class SimTask:
+    """One task of a simulation.
+
+    Attributes:
+        serial: its number, in the order of the starts.
+        native: what the event loop calls it.
+        coroutine: what it runs.
+        name: what it is called.
+        payload: what the event loop needs to run its next step.
+        ready: whether it can run.
+        tick: the step after which it became ready.
+        stops: how often it has stopped.
+    """
+
+    __slots__ = ("call", "coroutine", "gave_way", "name", "native", "payload", "ready", "serial", "stops", "tick")
+
+    def __init__(self, serial: int, native: Any, coroutine: Any, name: str) -> None:
+        self.serial = serial
+        self.native = native
+        self.coroutine = coroutine
+        self.name = name
+        self.payload: Any = None
+        self.ready = False
+        self.tick = 0
+        self.stops = 0
+        self.call: Any = None
+        self.gave_way = 0
+
+    def where(self) -> Waiting:
+        """Return where the task is."""
+        place, call, file = describe(self.coroutine)
+        return Waiting(self.serial, self.name, place, call, file)
+
+
+@attrs.frozen
+class Step:
+    """One step of a trace: this task went on, at this virtual time, from this place."""
+
+    task: int
+    stop: int
+    now: float
+    place: str
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"{self.now:.9g} s  task {self.task} stop {self.stop}  {self.place}"
+
+
+def _nothing(_task: SimTask) -> None:
+    """Do nothing: what a hook does by default."""
+
+
+class Kernel:
+    """Clock and order of one simulation.
+
+    Args:
+        strategy: chooses the next task.
+        max_steps: how many steps the simulation may take.
+        watchdog: how long it may wait for something outside of it, in real seconds.
+        wake: wakes up the event loop from another thread.
+        abort: ends the simulation after a failure; called with the number of calls before, 0 at first.
+        trace: whether to note every step.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        max_steps: int,
+        watchdog: float,
+        wake: Callable[[], object],
+        abort: Callable[[int], object],
+        trace: bool = False,
+    ) -> None:
+        self.strategy = strategy
+        self.now = 0.0
+        self.steps = 0
+        self.decisions = 0
+        self.tasks: dict[Any, SimTask] = {}
+        self.current: SimTask | None = None
+        self.failure: SimulationFailure | None = None
+        self.holds = 0
+        self.inline_threads = False
+        self.threads = Threads(wake)
+        self.tracing = trace
+        self.trace: list[Step] = []
+        self.invariants: list[Callable[[], SimulationFailure | None]] = []
+        self.idle_waiters: list[Callable[[], object]] = []
+        # For sweeps: called when a task has come to a stop, and before it goes on from one.
+        self.stopped: Callable[[SimTask], object] = _nothing
+        self.resuming: Callable[[SimTask], object] = _nothing
+        self._max_steps = max_steps
+        self._watchdog = watchdog
+        self._abort = abort
+        self._aborts = 0
+        self._serial = 0
+        self._ready: list[SimTask] = []
+        self._unsorted = 0
+        self._forced: SimTask | None = None
+        self._instant_began = 0
+        self._polled = False
+        self._waiting_since: float | None = None
+
+    # ------------------------------------------------------------ tasks
+
+    def adopt(self, native: Any, coroutine: Any, name: str) -> SimTask:
+        """Number a new task."""
+        task = self.tasks[native] = SimTask(self._serial, native, coroutine, name if self._serial else "main")
+        self._serial += 1
+        return task
+
+    def arrived(self, task: SimTask, payload: Any = None) -> None:
+        """Note that a task is ready."""
+        task.payload = payload
+        task.ready = True
+        task.tick = self.steps
+        self._ready.append(task)
+        self._unsorted += 1
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether a task can run."""
+        return bool(self._ready)
+
+    def where(self) -> tuple[Waiting, ...]:
+        """Return where every task is."""
+        return tuple(task.where() for task in self.tasks.values())
+
+    # ------------------------------------------------------------ steps
+
+    def next(self) -> SimTask | None:
+        """Take the task that goes next from those that are ready; None if there is none."""
+        ready = self._ready
+        if not ready:
+            return None
+        if self._unsorted > 1:
+            # Event loops keep the tasks of a scope in sets: within one step, the order of arrival is no order.
+            recent = len(ready) - self._unsorted
+            ready[recent:] = sorted(ready[recent:], key=_serial)
+        self._unsorted = 0
+        if len(ready) == 1:
+            task = ready.pop()
+        elif self._forced is not None and self._forced.ready:
+            task = self._forced
+            ready.remove(task)
+        else:
+            task = ready.pop(self._choose(ready))
+        self._forced = None
+        task.ready = False
+        self._begin(task)
+        return task
+
+    def _choose(self, ready: Sequence[SimTask]) -> int:
+        self.decisions += 1
+        current = self.current
+        index = None
+        if current is not None and current.ready:
+            # Looked for from the end: whoever has just run and is ready again is one of the last.
+            index = next(i for i in range(len(ready) - 1, -1, -1) if ready[i] is current)
+        return self.strategy.choose(ready, index)
+
+    def _begin(self, task: SimTask) -> None:
+        if self.tracing:
+            place, call, _file = describe(task.coroutine)
+            self.trace.append(Step(task.serial, task.stops, self.now, f"{place} {call}".strip()))
+        self.current = task
+        self._polled = False
+        self._waiting_since = None
+        self.resuming(task)
+
+    def ended(self, *, done: bool) -> None:
+        """Note that the step of the current task is over."""
+        task = self.current
+        assert task is not None
+        self.steps += 1
+        if done:
+            self.tasks.pop(task.native, None)
+            task.call = None
+        else:
+            self._note_stop(task)
+        if self.invariants and self.failure is None:
+            for invariant in self.invariants:
+                if (failure := invariant()) is not None:
+                    self.fail(failure)
+                    break
+        if self.steps >= self._max_steps or self.steps - self._instant_began >= STEPS_PER_INSTANT:
+            self._check_steps()
+
+    def _note_stop(self, task: SimTask) -> None:
+        _user, call = stop_of(task.coroutine)
+        if call is task.call and task.ready and task.gave_way < GIVES_WAY:
+            # The same call of the event loop or of AnyIO gives way once more: no stop of its own. The other event loop
+            # does without it, and a schedule has to fit both.
+            task.gave_way += 1
+            self._forced = task
+            return
+        task.call = call
+        task.gave_way = 0
+        task.stops += 1
+        self.stopped(task)
+
+    def _check_steps(self) -> None:
+        if self.failure is not None:
+            if self.steps >= self._max_steps:
+                raise Abandoned
+            return
+        if self.steps >= self._max_steps:
+            self.fail(
+                LivelockError(f"no end after {self.steps} steps; allow more by max_steps", self.where(), self.now)
+            )
+        instant = self.steps - self._instant_began
+        if instant >= STEPS_PER_INSTANT + STEPS_PER_INSTANT_AND_TASK * self._serial:
+            self.fail(LivelockError(f"{instant} steps, and the clock stands still", self.where(), self.now))
+
+    # ------------------------------------------------------------ failing
+
+    def fail(self, failure: SimulationFailure) -> None:
+        """Note what was found, and end the simulation: everything in it is cancelled."""
+        if self.failure is None:
+            self.failure = failure
+            self._max_steps = self.steps + STEPS_TO_END
+        self._end()
+
+    def _end(self) -> None:
+        self._aborts += 1
+        if self._aborts > 3:
+            raise Abandoned
+        self._abort(self._aborts - 1)
+
+    # ------------------------------------------------------------ nothing can run
+
+    def idle(self, deadline: float, *, inputs: bool) -> float:
+        """Decide what happens now that no task is ready.
+
+        Args:
+            deadline: when the next timer is due, infinity if there is none.
+            inputs: whether a task waits for a socket or a pipe.
+
+        Returns:
+            The real seconds to wait for something from outside; 0 if something can go on at once.
+        """
+        if self.idle_waiters:
+            waiters, self.idle_waiters = self.idle_waiters, []
+            for wake in waiters:
+                wake()
+            return 0.0
+        if self.threads.release():
+            return 0.0
+        if self.threads.busy or self.holds:
+            return self._wait("a worker thread" if self.threads.busy else "sim.hold()")
+        if inputs and not self._polled:
+            self._polled = True
+            return IO_GRACE
+        if deadline < math.inf:
+            self.move_to(deadline)
+            return 0.0
+        if inputs:
+            return self._wait("a socket or a pipe")
+        if self.failure is not None:
+            self._end()
+        else:
+            self.fail(DeadlockError("deadlock: every task waits, and nothing will wake one", self.where(), self.now))
+        return 0.0
+
+    def move_to(self, when: float) -> None:
+        """Move the clock forward."""
+        if when > self.now:
+            self.now = when
+            self._instant_began = self.steps
+
+    def _wait(self, what: str) -> float:
+        now = SYSTEM.monotonic()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        left = self._waiting_since + self._watchdog - now
+        if left > 0:
+            return min(left, 0.1)
+        self._waiting_since = None
+        text = f"{what} kept the simulation waiting for {self._watchdog:g} real seconds"
+        self.fail(StallError(text, self.where(), self.now))
+        return 0.0
+
+
+def _serial(task: SimTask) -> int:
+    return task.serial
+
+
+Main = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Scope(Protocol):
+    """What the scopes of both backends have in common."""
+
+    deadline: float
+    shield: bool
+
+
+class Loop(Protocol):
+    """What a simulation needs of an event loop."""
+
+    kernel: Kernel
+    unretrieved: list[str]
+
+    def start(self, main: Main) -> None:
+        """Make ready to run `main`."""
+
+    def pump(self, over: Callable[[], bool]) -> None:
+        """Run until `over()`, which becomes true in a step of the main task, or until the main task has ended."""
+
+    def stop(self) -> None:
+        """Have `pump` return after this step."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    def scopes(self, task: SimTask) -> Iterator[Scope]:
+        """Yield the cancel scopes around a task, the innermost one first."""
+
+    def cancel_natively(self, task: SimTask) -> None:
+        """Cancel a task as those do who know nothing of scopes."""
+
+    def uncancel(self, task: SimTask) -> None:
+        """Take such a cancellation back, once it has arrived."""

@@ -1,0 +1,482 @@
+"""One simulation: an event loop with a clock and an order of its own, driven from synchronous code."""
+
+import gc
+import math
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, Literal, TypeVar, TypeVarTuple, final
+
+import anyio
+import attrs
+
+from agentcore._interop import Sources, use_sources
+
+from ._check import check
+from ._failures import InvariantError, LeakError, SimulationFailure, UnretrievedError, Waiting
+from ._fault_plans import FaultPlan
+from ._faults import Injection, default_scope, inject
+from ._kernel import Abandoned, Kernel, Loop, Step
+from ._loops import AsyncioLoop, TrioLoop
+from ._schedule import FIFO, Recorder, Schedule, Strategy
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+Backend = Literal["asyncio", "trio"]
+
+BACKENDS: Final[tuple[Backend, ...]] = ("asyncio", "trio")
+# 2020-01-01T00:00:00Z: what the wall clock of every simulation shows at its start.
+EPOCH: Final = 1_577_836_800.0
+MAX_STEPS: Final = 1_000_000
+WATCHDOG: Final = 10.0
+
+_current: ContextVar["Simulation | None"] = ContextVar("agentcore_simulation", default=None)
+_NOTHING: Final = object()
+
+
+def current_simulation() -> "Simulation":
+    """Return the simulation that the calling code runs in.
+
+    Raises:
+        RuntimeError: it runs in none.
+    """
+    simulation = _current.get()
+    if simulation is None:
+        raise RuntimeError("no simulation runs here; use @simulate, run_sim or Simulation.run")
+    return simulation
+
+
+@final
+class Simulation:
+    """An event loop with virtual time and a chosen order, driven from synchronous code.
+
+    Time does not pass between two calls of `run`: everything in the simulation is frozen then. All calls run in one task,
+    so what one has entered, another may leave. As a context manager it checks at its end that nothing is left behind.
+
+    Args:
+        backend: `asyncio` or `trio`.
+        schedule: the order of the tasks: a `Schedule`, or its text.
+        plan: the faults of the simulation: a `FaultPlan`, or its text.
+        targets: where the targets of the plan are: name to (owner, attribute).
+        threads: `hold` runs worker threads and stops the clock while a task waits for one; `inline` calls their functions
+            in the event loop, which is faster and knows no `from_thread`.
+        seed: of the random source that agentcore draws from.
+        max_steps: how many steps the simulation may take before it counts as a livelock.
+        watchdog: real seconds that it may wait for a thread or an input before that counts as a stall.
+        trace: whether to keep every step.
+        debug: whether asyncio runs in its debug mode.
+
+    Attributes:
+        backend: as given.
+        injection: what has become of the plan; None without one.
+        random: the random source that agentcore draws from.
+    """
+
+    def __init__(
+        self,
+        backend: Backend = "asyncio",
+        *,
+        schedule: "Schedule | Strategy | str" = FIFO,
+        plan: FaultPlan | str | None = None,
+        targets: dict[str, Any] | None = None,
+        threads: Literal["hold", "inline"] = "hold",
+        seed: int = 0,
+        max_steps: int = MAX_STEPS,
+        watchdog: float = WATCHDOG,
+        trace: bool = False,
+        debug: bool = False,
+    ) -> None:
+        _check_options(backend, threads, max_steps, watchdog)
+        check(backend)
+        self.backend: Backend = backend
+        self.random = random.Random(seed)
+        self.injection: Injection | None = None
+        self._plan = FaultPlan.parse(plan) if isinstance(plan, str) else plan
+        self._targets = targets
+        self._strategy = _strategy(schedule)
+        self._max_steps, self._watchdog, self._trace = max_steps, watchdog, trace
+        self._loop: Loop = (
+            AsyncioLoop(self._make_kernel, debug=debug) if backend == "asyncio" else TrioLoop(self._make_kernel)
+        )
+        self._kernel = self._loop.kernel
+        self._kernel.inline_threads = threads == "inline"
+        self._started = self._closing = self._closed = False
+        self._command: tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]] | None = None
+        self._asked: anyio.Event | None = None
+        self._value: Any = _NOTHING
+        self._error: BaseException | None = None
+        self._root: anyio.CancelScope
+        self._scope: anyio.CancelScope
+
+    def _make_kernel(self, wake: Callable[[], object]) -> Kernel:
+        return Kernel(
+            self._strategy,
+            max_steps=self._max_steps,
+            watchdog=self._watchdog,
+            wake=wake,
+            abort=self._abort,
+            trace=self._trace,
+        )
+
+    # ------------------------------------------------------------ from outside
+
+    def run(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+        """Run an asynchronous function in the simulation until it returns, and freeze everything else there.
+
+        Args:
+            function: is called and awaited in the main task.
+            *args: its arguments.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            SimulationFailure: the simulation has found something; it is over.
+            RuntimeError: the simulation is closed, or this is called inside of one.
+            BaseException: whatever the function raises; the simulation goes on.
+        """
+        if self._closed or self._closing:
+            raise RuntimeError("this simulation is over; make another one")
+        self._command = function, args
+        self._value, self._error = _NOTHING, None
+        self._pump(lambda: self._command is None)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        value: T = self._value
+        return value
+
+    def close(self) -> None:
+        """End the simulation, and check that nothing is left behind.
+
+        Raises:
+            LeakError: tasks are left.
+            UnretrievedError: an exception was raised where nobody looks.
+        """
+        failure = self._end()
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> "Simulation":
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        failure = self._end()
+        if failure is not None and error is None:
+            raise failure
+
+    def _pump(self, over: Callable[[], bool]) -> None:
+        try:
+            with _without_gc():
+                if not self._started:
+                    self._loop.start(self._main)
+                    self._started = True
+                elif self._asked is not None:
+                    self._asked.set()
+                self._loop.pump(over)
+        except Abandoned:
+            assert self._kernel.failure is not None
+        if self._kernel.failure is not None:
+            failure = self._kernel.failure
+            self._shut()
+            raise failure
+
+    def _end(self) -> SimulationFailure | None:
+        if self._closed:
+            return None
+        self._closing = True
+        left = tuple(task.where() for task in self._kernel.tasks.values() if task.serial)
+        failure: SimulationFailure | None = None
+        try:
+            if self._started:
+                self._pump(lambda: False)
+        except SimulationFailure as error:
+            failure = error
+        finally:
+            self._shut()
+        if left:
+            what = "task is" if len(left) == 1 else "tasks are"
+            return LeakError(f"{len(left)} {what} left when the simulation ends", left, self.now)
+        if failure is None and self._loop.unretrieved:
+            return UnretrievedError("; ".join(self._loop.unretrieved), (), self.now)
+        return failure
+
+    def _shut(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._kernel.invariants.clear()
+            self._kernel.tracing = False
+            with _without_gc():
+                self._loop.close()
+
+    def _abort(self, calls: int) -> None:
+        """End everything: first as it should be, then without shields, then by force."""
+        if calls == 0:
+            self._root.cancel("the simulation has failed")
+        elif calls == 1:
+            for task in tuple(self._kernel.tasks.values()):
+                for scope in self._loop.scopes(task):
+                    if scope.shield:
+                        scope.shield = False
+        elif self.backend == "asyncio":
+            for task in tuple(self._kernel.tasks.values()):
+                self._loop.cancel_natively(task)
+
+    # ------------------------------------------------------------ inside
+
+    async def _main(self) -> None:
+        sources = Sources(monotonic=self._time, wall=self._wall, random=self.random)
+        with use_sources(sources), anyio.CancelScope() as self._root:
+            _current.set(self)
+            default_scope.set(self._root)
+            with inject(self._plan or FaultPlan(), self._targets) as self.injection:
+                while not self._closing:
+                    if self._command is not None:
+                        await self._serve(*self._command)
+                    self._asked = anyio.Event()
+                    await self._asked.wait()
+
+    async def _serve(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        try:
+            with anyio.CancelScope() as self._scope:
+                default_scope.set(self._scope)
+                assert self.injection is not None
+                self.injection.scope = self._scope
+                self._value = None
+                self._value = await function(*args)
+        except BaseException as error:
+            if self._root.cancel_called:
+                raise
+            self._error = error
+        self._command = None
+        self._loop.stop()
+
+    def _time(self) -> float:
+        return self._kernel.now
+
+    def _wall(self) -> float:
+        return EPOCH + self._kernel.now
+
+    @property
+    def now(self) -> float:
+        """The virtual time, in seconds since the start."""
+        return self._kernel.now
+
+    @property
+    def steps(self) -> int:
+        """How many steps the tasks have made."""
+        return self._kernel.steps
+
+    @property
+    def trace(self) -> tuple[Step, ...]:
+        """Every step so far; empty without `trace=True`."""
+        return tuple(self._kernel.trace)
+
+    @property
+    def scope(self) -> anyio.CancelScope:
+        """The scope around the function that `run` runs."""
+        return self._scope
+
+    def tasks(self) -> tuple[Waiting, ...]:
+        """Return where every task of the simulation is."""
+        return self._kernel.where()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Stop the clock inside the block, for what happens outside of the simulation: a subprocess, a server.
+
+        While nothing can run and the clock is held, the simulation waits for real, for as long as its watchdog allows.
+        """
+        self._kernel.holds += 1
+        try:
+            yield
+        finally:
+            self._kernel.holds -= 1
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward, as if the calling code had computed for so long.
+
+        Args:
+            seconds: how far; timers that are due by then run once this task waits.
+
+        Raises:
+            ValueError: the number is negative or not finite.
+        """
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"the clock goes forward by a finite number of seconds: got {seconds!r}")
+        self._kernel.move_to(self.now + seconds)
+
+    def always(self, predicate: Callable[[], bool], what: str = "") -> None:
+        """Check after every step, from now on, that something holds.
+
+        Args:
+            predicate: looks at the state; it changes nothing and does not wait.
+            what: says what it checks, for the failure; its name by default.
+        """
+        name = what or getattr(predicate, "__qualname__", repr(predicate))
+
+        def check_it() -> SimulationFailure | None:
+            if predicate():
+                return None
+            kernel = self._kernel
+            assert kernel.current is not None
+            text = f"does not hold after step {kernel.steps}, of task {kernel.current.serial}: {name}"
+            return InvariantError(text, kernel.where(), kernel.now)
+
+        self._kernel.invariants.append(check_it)
+
+    async def eventually(self, predicate: Callable[[], bool], *, within: float, what: str = "") -> None:
+        """Wait until something holds; it is looked at after every step.
+
+        Args:
+            predicate: looks at the state; it changes nothing and does not wait.
+            within: the virtual seconds that it may take.
+            what: says what it checks, for the failure; its name by default.
+
+        Raises:
+            InvariantError: it did not hold in time.
+        """
+        held = anyio.Event()
+
+        def look() -> None:
+            if not held.is_set() and predicate():
+                held.set()
+
+        def check_it() -> SimulationFailure | None:
+            look()
+            return None
+
+        look()
+        self._kernel.invariants.append(check_it)
+        try:
+            with anyio.move_on_after(within):
+                await held.wait()
+        finally:
+            self._kernel.invariants.remove(check_it)
+        if not held.is_set():
+            name = what or getattr(predicate, "__qualname__", repr(predicate))
+            raise InvariantError(f"did not come about within {within:g} s: {name}", self._kernel.where(), self.now)
+
+    async def settle(self) -> None:
+        """Wait until no other task can run without the clock moving on."""
+        await anyio.wait_all_tasks_blocked()
+
+
+def _check_options(backend: object, threads: object, max_steps: int, watchdog: float) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"a simulation runs on one of {', '.join(BACKENDS)}: got {backend!r}")
+    if threads not in {"hold", "inline"}:
+        raise ValueError(f"threads are 'hold' or 'inline': got {threads!r}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps is at least 1: got {max_steps!r}")
+    if not watchdog > 0:
+        raise ValueError(f"the watchdog is a positive number of seconds: got {watchdog!r}")
+
+
+def _strategy(schedule: "Schedule | Strategy | str") -> Strategy:
+    if isinstance(schedule, str):
+        schedule = Schedule.parse(schedule)
+    return schedule.start() if isinstance(schedule, Schedule) else schedule
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """Keep the garbage collector off: finalizers would run in the middle of a step, in one run and not in the next."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@attrs.frozen(eq=False)
+class SimResult:
+    """What became of one simulation.
+
+    Attributes:
+        backend: where it ran.
+        schedule: its order, as data.
+        value: what the function returned.
+        error: what it raised or the simulation has found; None if all is well.
+        now: the virtual time at the end, in seconds.
+        steps: how many steps the tasks made.
+        decisions: how often more than one task could have gone next.
+        trace: every step, if asked for.
+        fired: the faults that acted, as text.
+    """
+
+    backend: Backend
+    schedule: Schedule
+    value: Any
+    error: BaseException | None
+    now: float
+    steps: int
+    decisions: int
+    trace: tuple[Step, ...] = ()
+    fired: tuple[str, ...] = ()
+
+    def unwrap(self) -> Any:
+        """Return the value.
+
+        Raises:
+            BaseException: the error, if there is one.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+def run_sim(
+    function: Callable[..., Awaitable[Any]],
+    *args: Any,
+    backend: Backend = "asyncio",
+    schedule: "Schedule | Strategy | str" = FIFO,
+    record: bool = False,
+    prepare: Callable[[Simulation], object] | None = None,
+    **options: Any,
+) -> SimResult:
+    """Run an asynchronous function in a simulation of its own.
+
+    Args:
+        function: is called and awaited in the main task.
+        *args: its arguments.
+        backend: `asyncio` or `trio`.
+        schedule: the order of the tasks.
+        record: whether to write the order down as switches, whatever has chosen it.
+        prepare: is called with the simulation before it starts.
+        **options: further arguments of `Simulation`.
+
+    Returns:
+        What became of it. Errors and findings are in the result; only KeyboardInterrupt and SystemExit are raised.
+    """
+    schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+    strategy = _strategy(schedule)
+    recorder = Recorder(strategy) if record or not isinstance(schedule, Schedule) else None
+    simulation = Simulation(backend, schedule=recorder or strategy, **options)
+    value, error = None, None
+    try:
+        if prepare is not None:
+            prepare(simulation)
+        value = simulation.run(function, *args)
+    except (KeyboardInterrupt, SystemExit):
+        simulation._end()
+        raise
+    except BaseException as caught:  # noqa: BLE001 - it is the result
+        error = caught
+    failure = simulation._end()
+    kernel = simulation._kernel
+    injection = simulation.injection
+    return SimResult(
+        backend=backend,
+        schedule=Schedule(switches=tuple(recorder.switches)) if recorder is not None else schedule,  # type: ignore[arg-type]
+        value=value,
+        error=error if error is not None else failure,
+        now=simulation.now,
+        steps=kernel.steps,
+        decisions=kernel.decisions,
+        trace=simulation.trace,
+        fired=tuple(str(fault) for fault in injection.fired) if injection is not None else (),
+    )
