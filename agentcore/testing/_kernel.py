@@ -130,7 +130,7 @@ class Kernel:
         self._serial = 0
         self._ready: list[SimTask] = []
         self._unsorted = 0
-        self._forced: SimTask | None = None
+        self._continues: SimTask | None = None
         self._instant_began = 0
         self._polled = False
         self._waiting_since: float | None = None
@@ -167,19 +167,18 @@ class Kernel:
         ready = self._ready
         if not ready:
             return None
+        if self._continues is not None:
+            task, self._continues = self._continues, None
+            ready.remove(task)
+            self._unsorted -= 1
+            task.ready = False
+            return task
         if self._unsorted > 1:
             # Event loops keep the tasks of a scope in sets: within one step, the order of arrival is no order.
             recent = len(ready) - self._unsorted
             ready[recent:] = sorted(ready[recent:], key=_serial)
         self._unsorted = 0
-        if len(ready) == 1:
-            task = ready.pop()
-        elif self._forced is not None and self._forced.ready:
-            task = self._forced
-            ready.remove(task)
-        else:
-            task = ready.pop(self._choose(ready))
-        self._forced = None
+        task = ready.pop() if len(ready) == 1 else ready.pop(self._choose(ready))
         task.ready = False
         self._begin(task)
         return task
@@ -206,12 +205,12 @@ class Kernel:
         """Note that the step of the current task is over."""
         task = self.current
         assert task is not None
-        self.steps += 1
         if done:
             self.tasks.pop(task.native, None)
             task.call = None
-        else:
-            self._note_stop(task)
+        elif not self._stops(task):
+            return
+        self.steps += 1
         if self.invariants and self.failure is None:
             for invariant in self.invariants:
                 if (failure := invariant()) is not None:
@@ -220,18 +219,19 @@ class Kernel:
         if self.steps >= self._max_steps or self.steps - self._instant_began >= STEPS_PER_INSTANT:
             self._check_steps()
 
-    def _note_stop(self, task: SimTask) -> None:
+    def _stops(self, task: SimTask) -> bool:
         _user, call = stop_of(task.coroutine)
         if call is task.call and task.ready and task.gave_way < GIVES_WAY:
             # The same call of the event loop or of AnyIO gives way once more: no stop of its own. The other event loop
-            # does without it, and a schedule has to fit both.
+            # does without it, and a schedule has to fit both. The task goes on at once.
             task.gave_way += 1
-            self._forced = task
-            return
+            self._continues = task
+            return False
         task.call = call
         task.gave_way = 0
         task.stops += 1
         self.stopped(task)
+        return True
 
     def _check_steps(self) -> None:
         if self.failure is not None:

@@ -6,11 +6,12 @@ none can run. Private attributes that are touched:
 | of | attribute | what for |
 |---|---|---|
 | asyncio | `BaseEventLoop._run_once`, `_ready`, `_scheduled`, `_selector`, `_process_events`, `_stopping`, `_write_to_self`, `_check_closed`, `_timer_cancelled_count`, `_asyncgens`, `_default_executor` | the order of steps, timers, inputs |
-| asyncio | `Handle._callback`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled` | to know the step of a task, and to make it |
+| asyncio | `Handle._callback`, `_args`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled` | to know the step of a task, and to make it |
 | asyncio | `Task._log_destroy_pending` | no noise about the tasks of a simulation that has failed |
 | trio | `_core._run._r`, `_ALLOW_DETERMINISTIC_SCHEDULING`, `GLOBAL_RUN_CONTEXT.runner` | the order of steps |
 | trio | `Runner.runq`, `entry_queue`, `trio_token`, `waiting_for_idle`, `deadlines`, `io_manager`, `init`, `TrioToken._create`, `EntryQueue.task` | steps, calls from threads |
 | trio | `Task._cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
+| AnyIO | `_backends._asyncio.TaskGroup.__aexit__` and the `_tasks` it waits for | which wake-ups are no steps |
 | AnyIO | `_backends._asyncio._task_states`, `TaskState.cancel_scope`, `CancelScope._parent_scope` | the scopes around a task |
 | AnyIO | `run_sync_in_worker_thread`, `run_async_from_thread` and `wait_all_tasks_blocked` of the backend classes | threads, quiescence |
 
@@ -62,6 +63,9 @@ class _Inbox:
             task = self._kernel.tasks.get(native)
             if task is None:
                 task = self._kernel.adopt(native, native.get_coro(), native.get_name())
+            elif _waits_for_children(task, handle):
+                self.plain.append(handle)
+                return
             self._kernel.arrived(task, handle)
         elif self.running is not None and callback == self.running:
             self.again.append(handle)
@@ -77,6 +81,22 @@ class _Inbox:
 
 
 _STEPS = frozenset({"task_wakeup", "__step", "__wakeup", "_Task__step", "_Task__wakeup"})
+
+
+def _waits_for_children(task: SimTask, handle: asyncio.Handle) -> bool:
+    """Tell whether a task that is cancelled waits at the end of a task group for tasks that are not done.
+
+    AnyIO wakes it up on asyncio, only to have it wait again; on trio it does not. So that wake-up is no step.
+    """
+    args = handle._args  # type: ignore[attr-defined]
+    if not args or not args[0].cancelled():
+        return False
+    from anyio._backends._asyncio import TaskGroup  # noqa: PLC0415 - only where asyncio runs
+
+    node = task.call
+    while node is not None and getattr(node, "cr_code", None) is not TaskGroup.__aexit__.__code__:
+        node = getattr(node, "cr_await", None)
+    return node is not None and bool(node.cr_frame.f_locals["self"]._tasks)
 
 
 class _AsyncioLoop(asyncio.SelectorEventLoop):
