@@ -14,6 +14,7 @@ event loops are touched when the first simulation starts, and Hypothesis is impo
 
 from typing import TYPE_CHECKING, Any
 
+from . import _targets as _targets
 from ._asserts import (
     assert_cancellable,
     assert_checkpoints,

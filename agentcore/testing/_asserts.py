@@ -1,11 +1,9 @@
 """Single promises, checked in one line: checkpoints, cancellation, leaks, determinism."""
 
-import gc
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from types import AsyncGeneratorType
 from typing import Any
 
 from ._failures import InvariantError, LeakError, NondeterminismError
@@ -90,8 +88,8 @@ def assert_cancellable(
 def assert_no_leaks(*resources: Any) -> Iterator[None]:
     """Check that the block leaves nothing behind.
 
-    Tasks that were started in it are gone at its end, so are threads that are not idle workers, and asynchronous generators
-    are finished. For code that runs in a simulation.
+    Tasks that were started in it are gone at its end, and so are functions in worker threads. For code that runs in a
+    simulation.
 
     Args:
         *resources: what else must be as it was: each has `statistics()` (limiters, streams, pools, runtimes) or a `value`
@@ -105,28 +103,17 @@ def assert_no_leaks(*resources: Any) -> Iterator[None]:
     simulation = current_simulation()
     tasks = {task.task for task in simulation.tasks()}
     threads = simulation._kernel.threads.working
-    generators = _generators()
     before = [_state(resource) for resource in resources]
     yield
     left = tuple(task for task in simulation.tasks() if task.task not in tasks)
     found = [f"{len(left)} tasks"] if left else []
     if (working := simulation._kernel.threads.working - threads) > 0:
         found.append(f"{working} working threads")
-    if open_now := _generators() - generators:
-        found.append(f"{len(open_now)} asynchronous generators that are not finished")
     for resource, was in zip(resources, before, strict=True):
         if (now := _state(resource)) != was:
             found.append(f"{resource!r}, which was {was!r} and is {now!r}")
     if found:
         raise LeakError(f"the block leaves behind: {'; '.join(found)}", left, simulation.now)
-
-
-def _generators() -> set[int]:
-    return {
-        id(thing)
-        for thing in gc.get_objects()
-        if type(thing) is AsyncGeneratorType and thing.ag_frame is not None and thing.ag_frame.f_lasti >= 0
-    }
 
 
 def _state(resource: Any) -> object:

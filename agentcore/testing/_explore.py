@@ -9,7 +9,7 @@ from agentcore._interop import SYSTEM
 
 from ._failures import NondeterminismError
 from ._fault_plans import Fault, FaultPlan
-from ._replay import VARIABLE, Replay, shortest
+from ._replay import Replay, shortest
 from ._schedule import FIFO, RUN_TO_BLOCK, DepthFirst, Schedule, Switch, portfolio
 from ._shrink import shrink
 from ._simulation import Backend, SimResult, run_sim
@@ -66,7 +66,7 @@ class Found:
             last = self.result.trace[-STEPS_SHOWN:]
             lines.append("the last steps:" if len(last) < len(self.result.trace) else "the steps:")
             lines += [f"  {step}" for step in last]
-        return [*lines, f"replay: {VARIABLE}='{self.replay}'"]
+        return [*lines, f"replay: {self.replay.assignment}"]
 
 
 @final

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import shlex
 import zlib
 from typing import Final, Literal, Self
 
@@ -71,10 +72,15 @@ class Replay:
         """Return the line: `sim1:backend:schedule:cancel:faults`, without what is empty at its end."""
         cancel = "" if self.cancel is None else str(self.cancel)
         line = f"sim1:{self.backend}:{self.schedule}:{cancel}:{self.plan}".rstrip(":")
-        if len(line) + len(VARIABLE) + 3 <= LIMIT:
+        if len(_assignment(line)) <= LIMIT:
             return line
         packed = "sim1z:" + base64.urlsafe_b64encode(zlib.compress(line.encode(), 9)).decode().rstrip("=")
         return min(line, packed, key=len)
+
+    @property
+    def assignment(self) -> str:
+        """The line as one sets it in a shell: `AGENTCORE_SIM='sim1:trio:4.2>5'`."""
+        return _assignment(str(self))
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -97,9 +103,14 @@ class Replay:
             raise ValueError(f"this is no replay line: {line!r}: {error}") from error
 
 
+def _assignment(line: str) -> str:
+    quoted = shlex.quote(line)
+    return f"{VARIABLE}={quoted}" if quoted.startswith("'") else f"{VARIABLE}='{line}'"
+
+
 def shortest(*replays: Replay) -> Replay:
     """Return the first replay whose line fits into the limit, else the one with the shortest line."""
-    fitting = (replay for replay in replays if len(str(replay)) + len(VARIABLE) + 3 <= LIMIT)
+    fitting = (replay for replay in replays if len(replay.assignment) <= LIMIT)
     return next(fitting, min(replays, key=lambda replay: len(str(replay))))
 
 

@@ -9,7 +9,7 @@ from agentcore import AgentRuntime
 
 from ._explore import StrategyName, annotate, explore
 from ._fault_plans import FaultPlan
-from ._replay import VARIABLE, Replay, forced_replay
+from ._replay import Replay, forced_replay
 from ._simulation import BACKENDS, Backend, current_simulation, run_sim
 from ._sweep import cancel_everywhere
 
@@ -126,4 +126,4 @@ def replay_one(function: AsyncFunction, replay: Replay, options: dict[str, Any])
     result = run_sim(function, backend=replay.backend, schedule=replay.schedule, plan=replay.plan, **given)  # type: ignore[arg-type]
     if result.error is not None:
         steps = [f"  {step}" for step in result.trace[-50:]]
-        raise annotate(result.error, ["the steps:", *steps, f"replayed: {VARIABLE}='{replay}'"])
+        raise annotate(result.error, ["the steps:", *steps, f"replayed: {replay.assignment}"])

@@ -317,11 +317,15 @@ class Simulation:
         name = what or getattr(predicate, "__qualname__", repr(predicate))
 
         def check_it() -> SimulationFailure | None:
-            if predicate():
-                return None
             kernel = self._kernel
+            try:
+                if predicate():
+                    return None
+                text = "does not hold"
+            except Exception as error:  # noqa: BLE001 - raised here it would be the event loop's
+                text = f"cannot be looked at, {error!r},"
             assert kernel.current is not None
-            text = f"does not hold after step {kernel.steps}, of task {kernel.current.serial}: {name}"
+            text = f"{text} after step {kernel.steps}, of task {kernel.current.serial}: {name}"
             return InvariantError(text, kernel.where(), kernel.now)
 
         self._kernel.invariants.append(check_it)
@@ -357,6 +361,11 @@ class Simulation:
         if not held.is_set():
             name = what or getattr(predicate, "__qualname__", repr(predicate))
             raise InvariantError(f"did not come about within {within:g} s: {name}", self._kernel.where(), self.now)
+
+    def heal(self) -> None:
+        """Have no fault of the plan act any more: what comes now is the test of whether the program recovers."""
+        if self.injection is not None:
+            self.injection.heal()
 
     async def settle(self) -> None:
         """Wait until no other task can run without the clock moving on."""

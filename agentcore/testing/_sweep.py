@@ -17,7 +17,7 @@ from ._explore import annotate
 from ._failures import InvariantError, LeakError
 from ._fault_plans import FaultPlan
 from ._kernel import SimTask
-from ._replay import MODES, VARIABLE, CancelPoint, Mode, Replay, forced_replay, shortest
+from ._replay import MODES, CancelPoint, Mode, Replay, forced_replay, shortest
 from ._schedule import FIFO, Schedule
 from ._simulation import BACKENDS, Backend, SimResult, Simulation, current_simulation, run_sim
 
@@ -202,7 +202,7 @@ class _Sweep:
         result, probe = self._run(plain)
         if result.error is not None:
             raise annotate(
-                result.error, ["the scenario failed before anything was cancelled", f"replay: {VARIABLE}='{plain}'"]
+                result.error, ["the scenario failed before anything was cancelled", f"replay: {plain.assignment}"]
             )
         if not probe.counts["wake"]:
             raise ValueError(f"a sweep needs a scenario that waits at least once: {self._scenario!r} does not")
@@ -224,7 +224,7 @@ class _Sweep:
         if failures:
             point, error, where = failures[0]
             line = shortest(attrs.evolve(plain, cancel=point))
-            notes = [f"cancelled on {plain.backend} at {point}: {where}", f"replay: {VARIABLE}='{line}'"]
+            notes = [f"cancelled on {plain.backend} at {point}: {where}", f"replay: {line.assignment}"]
             if len(failures) > 1:
                 listed = ", ".join(str(point) for point, _error, _where in failures[:_LISTED])
                 more = ", ..." if len(failures) > _LISTED else ""

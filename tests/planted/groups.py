@@ -19,7 +19,7 @@ class Session:
 
     async def use(self, server: TaskGroup) -> None:
         server.start_soon(self._beat)
-        await steps()
+        await steps(2)
         if self._scope is not None:
             self._scope.cancel()
 

@@ -155,7 +155,7 @@ async def writer_counted_too_late(fan_in: FanIn) -> None:
         with send:
             for item in range(3):
                 fan_in.start(tg, send, item)
-            await steps()  # tell that all are on their way
+            await steps(2)  # tell that all are on their way
     assert sorted(fan_in.got) == [0, 1, 2], f"of items 0, 1 and 2 arrived {fan_in.got}"
 
 

@@ -1,0 +1,117 @@
+"""Tests of the names by which faults hit agentcore itself."""
+
+from typing import Any
+
+import anyio
+import pytest
+
+from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, BaseAgent, Registry, TaskFactory
+from agentcore.testing import BACKENDS, InjectedFault, known_kinds, run_sim
+
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+class Planner(BaseAgent):
+    """Plans for a second."""
+
+    async def initialize(self) -> bool:
+        return True
+
+    async def process(self, context: AgentContext) -> AgentResult:
+        await anyio.sleep(1)
+        return AgentResult.success_result({"plan": ["a"]})
+
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+        return AgentResult.error_result(error)
+
+
+class CarefulPlanner(Planner):
+    """Calls the method that it overrides: still one call."""
+
+    async def process(self, context: AgentContext) -> AgentResult:
+        return await super().process(context)
+
+
+def _planner(cls: type[Planner] = Planner, name: str = "planner") -> Planner:
+    return cls(AgentConfig(name=name, agent_type="planner", timeout=5))
+
+
+async def _execute(cls: type[Planner], name: str = "planner") -> tuple[bool, str, float]:
+    context = AgentContext(task=TaskFactory.create_task("plan", {}))
+    result = await _planner(cls, name).execute(context)
+    error = "" if result.error is None else type(result.error).__name__
+    return result.success, error, anyio.current_time()
+
+
+@backends
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ("agent:planner#2:raise", (True, "", 1.0)),
+        ("agent:planner#1:raise", (False, "InjectedFault", 0.0)),
+        ("agent:planner#1:raise_after(OSError)", (False, "OSError", 1.0)),
+        ("agent:planner#1:delay(2)", (True, "", 3.0)),
+        ("agent:planner#1:hang", (False, "AgentTimeoutError", 5.0)),
+        ("agent:planner.initialize#1:hang", (False, "AgentInitializationError", 5.0)),
+        ("agent:somebody#1:raise", (True, "", 1.0)),
+    ],
+)
+@pytest.mark.parametrize("cls", [Planner, CarefulPlanner])
+def test_faults_hit_the_methods_of_an_agent(backend: Any, cls: type[Planner], plan: str, expected: Any) -> None:
+    """A hang runs into the agent's own deadline, an exception into its own handler."""
+    result = run_sim(_execute, cls, backend=backend, plan=plan)
+    assert expected == result.unwrap()
+
+
+@backends
+def test_a_corrupt_result_is_refused(backend: Any) -> None:
+    success, error, _now = run_sim(_execute, Planner, backend=backend, plan="agent:planner#1:corrupt").unwrap()
+    assert (False, "AgentResultError") == (success, error)
+
+
+@backends
+def test_a_name_with_dots_is_a_name(backend: Any) -> None:
+    """Only the names of methods are cut off."""
+    result = run_sim(_execute, Planner, "team.planner", backend=backend, plan="agent:team.planner#1:raise")
+    assert (False, "InjectedFault", 0.0) == result.unwrap()
+
+
+@backends
+@pytest.mark.parametrize("target", ["handler:work", "agent:work", "thread:work"])
+def test_faults_hit_handlers_and_their_threads(backend: Any, target: str) -> None:
+    async def main() -> str:
+        async with AgentRuntime() as runtime:
+
+            @runtime.handler("work")
+            def work(input: Any) -> dict[str, int]:
+                return {"n": 1}
+
+            handle = await runtime.submit("work", {})
+            result = await handle.wait()
+            assert result.error is not None
+            return str(result.error)
+
+    result = run_sim(main, backend=backend, plan=f"{target}#1:raise")
+    assert "InjectedFault" in result.unwrap()
+    assert (f"{target}#1:raise(InjectedFault)",) == result.fired
+
+
+@backends
+def test_faults_hit_the_look_up_of_a_registry(backend: Any) -> None:
+    async def main() -> list[Any]:
+        tools: Registry[int] = Registry("tools")
+        other: Registry[int] = Registry("other")
+        tools.register("one", 1)
+        other.register("one", 2)
+        found: list[Any] = [await other.get("one")]
+        try:
+            await tools.get("one")
+        except InjectedFault:
+            found.append("fault")
+        return [*found, await tools.get("one")]
+
+    assert [2, "fault", 1] == run_sim(main, backend=backend, plan="registry:tools#1:raise").unwrap()
+
+
+def test_the_kinds_are_known() -> None:
+    assert {"agent", "handler", "registry", "thread"} <= set(known_kinds())
