@@ -9,7 +9,7 @@ import pytest
 LATER = ["cattrs", "hypothesis", "pytest", "rich", "sqlite3", "trio", "uvloop"]
 
 
-@pytest.mark.parametrize("module", ["agentcore", "agentcore.cli"])
+@pytest.mark.parametrize("module", ["agentcore", "agentcore.cli", "agentcore.testing"])
 def test_import_loads_nothing_that_can_wait(module: str) -> None:
     """What a program may never use is loaded when it is first used."""
     # What the interpreter itself has loaded before, as it does under coverage, does not count.

@@ -12,6 +12,7 @@ makes calls fail, hang or repeat; Hypothesis draws plans and drives whole progra
 event loops are touched when the first simulation starts, and Hypothesis is imported when something of it is used.
 """
 
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from . import _targets as _targets
@@ -117,6 +118,17 @@ _HYPOTHESIS = {
     "schedules": "_strategies",
     "tasks": "_strategies",
 }
+
+
+def _own_what_is_exported() -> None:
+    """Have everything exported read agentcore.testing as its module: in tracebacks, in documentation, in pickles."""
+    for name in __all__:
+        item = globals().get(name)
+        if isinstance(item, type | FunctionType) and item.__module__.startswith("agentcore.testing."):
+            item.__module__ = __name__
+
+
+_own_what_is_exported()
 
 
 def __getattr__(name: str) -> Any:

@@ -88,7 +88,7 @@ def _waits_for_children(task: SimTask, handle: asyncio.Handle) -> bool:
 
     AnyIO wakes it up on asyncio, only to have it wait again; on trio it does not. So that wake-up is no step.
     """
-    args = handle._args  # type: ignore[attr-defined]
+    args = handle._args
     if not args or not args[0].cancelled():
         return False
     from anyio._backends._asyncio import TaskGroup  # noqa: PLC0415 - only where asyncio runs

@@ -18,6 +18,9 @@ AsyncFunction = Callable[..., Awaitable[Any]]
 # Parameters that each run fills in by itself; everything else comes from pytest.
 OWN = ("sim", "agent_runtime")
 
+# What the command line says of `runs`, `seed` and `budget`. The pytest plugin fills it, and empties it at its end.
+overrides: dict[str, Any] = {}
+
 
 def simulate(
     function: AsyncFunction | None = None,
@@ -40,7 +43,7 @@ def simulate(
     Args:
         function: the test. Without it, the call returns a decorator.
         runs: how many schedules to try on each backend.
-        backends: where to run it.
+        backends: where to run it; by default on those that are installed.
         strategy: as of `explore`.
         seed: as of `explore`.
         cancel: `sweep` also cancels the test at each of its checkpoints, and looks for what is left behind.
@@ -95,7 +98,7 @@ def _simulated(
             replay_one(bound, replay, options)
             return
         for backend in backends:
-            explore(bound, backend=backend, plan=plan, **search, **options).unwrap()
+            explore(bound, backend=backend, plan=plan, **{**search, **overrides}, **options).unwrap()
         if cancel == "sweep":
             cancel_everywhere(bound, backends=backends, plan=plan, **options)
 

@@ -31,7 +31,8 @@ def _agents(name: str) -> list[Target]:
 
 def _subclasses(cls: type) -> Iterator[type]:
     yield cls
-    for child in cls.__subclasses__():
+    children: list[type] = cls.__subclasses__()
+    for child in children:
         yield from _subclasses(child)
 
 

@@ -123,12 +123,9 @@ def _disturb(
             for mode in MODES:
                 yield _sweep(version, backend, schedule, mode)
     else:
-        for number, plan in itertools.product(itertools.count(), list(_single_faults(bug.targets))):
-            run = partial(_let_fail, version, bug.targets, plan)
-            strategy = "walk" if number else "fifo"
-            found = explore(run, backend=backend, runs=1, strategy=strategy, seed=seed + number).found
-            # The faults are not those of the search, which takes place outside of the scope that one of them cancels.
-            yield 1, found and (found.error, attrs.evolve(found.replay, plan=plan))
+        for number in itertools.count():
+            for plan in _single_faults(bug.targets):
+                yield 1, _fail(version, bug.targets, plan, backend, number, seed)
 
 
 def _orders(seed: int) -> Iterator[Schedule]:
@@ -144,6 +141,15 @@ def _sweep(sweep: Sweep, backend: Any, schedule: Schedule, mode: Any) -> tuple[i
     line = Replay.parse(re.findall(r"AGENTCORE_SIM='(.+)'", "\n".join(error.__notes__))[-1])
     # One run cancels nothing, and then each point has its own.
     return 1 if line.cancel is None else line.cancel.index + 2, (error, line)
+
+
+def _fail(
+    sweep: Sweep, targets: Targets, plan: FaultPlan, backend: Any, number: int, seed: int
+) -> Failure | None:
+    run = partial(_let_fail, sweep, targets, plan)
+    found = explore(run, backend=backend, runs=1, strategy="walk" if number else "fifo", seed=seed + number).found
+    # The search itself knows of no faults: its own would also be in force during the check.
+    return found and (found.error, attrs.evolve(found.replay, plan=plan))
 
 
 def _cancel(sweep: Sweep, **options: Any) -> tuple[int, BaseException | None]:

@@ -152,13 +152,13 @@ class Worker(BaseAgent):
         self.begun: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.inside = self.peak = 0
-        self._initialize = initialize
-        self._handle = handle
+        self._first = initialize
+        self._handling = handle
         self._clean_up = clean_up
 
     async def initialize(self) -> bool:
-        index = min(self.begun["initialize"], len(self._initialize) - 1)
-        await self._do("initialize", self._initialize[index])
+        index = min(self.begun["initialize"], len(self._first) - 1)
+        await self._do("initialize", self._first[index])
         return True
 
     async def process(self, context: AgentContext) -> AgentResult:
@@ -174,7 +174,8 @@ class Worker(BaseAgent):
         return AgentResult.success_result({"by": self.name})
 
     async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
-        await self._do("handle_error", self._handle)
+        assert isinstance(error, (Boom, CoreError))
+        await self._do("handle_error", self._handling)
         return AgentResult.error_result({"error_type": type(error).__name__, "message": str(error)})
 
     async def terminate(self) -> None:
@@ -182,7 +183,7 @@ class Worker(BaseAgent):
 
     def mend(self) -> None:
         """Have everything succeed from now on."""
-        self._initialize, self._handle = ("work",), "work"
+        self._first, self._handling = ("work",), "work"
 
     async def _do(self, call: str, what: str) -> None:
         self.begun[call] += 1
@@ -439,6 +440,7 @@ class Runtime(State):
         assert accepted == ended
         assert set(ended.values()) <= {1}
         for task in self.tasks:
+            assert (task.error or {}).get("error_type") != "AssertionError"
             assert task.is_finished if task.id in accepted else task.state is TaskState.PENDING
             assert (0 if task.state is TaskState.PENDING else 1) == sum(
                 event.event_type in TERMINAL for event in task.events
