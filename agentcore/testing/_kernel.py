@@ -14,7 +14,7 @@ from agentcore._interop import SYSTEM
 
 from ._failures import DeadlockError, LivelockError, SimulationFailure, StallError, Waiting
 from ._frames import describe, stop_of
-from ._schedule import Strategy
+from ._schedule import FIFO, Strategy
 from ._threads import Threads
 
 # How long inputs from outside (sockets, pipes) may take to arrive before the clock moves on without them, in real seconds.
@@ -107,6 +107,8 @@ class Kernel:
         trace: bool = False,
     ) -> None:
         self.strategy = strategy
+        # Not looked for if nobody asks: ten thousand tasks may be ready.
+        self._asks_current = getattr(strategy, "asks_current", True)
         self.now = 0.0
         self.steps = 0
         self.decisions = 0
@@ -127,6 +129,8 @@ class Kernel:
         self._watchdog = watchdog
         self._abort = abort
         self._aborts = 0
+        # Whether tasks have an error thrown in that they cannot take for a cancellation.
+        self.forcing = False
         self._serial = 0
         self._ready: list[SimTask] = []
         self._unsorted = 0
@@ -187,7 +191,7 @@ class Kernel:
         self.decisions += 1
         current = self.current
         index = None
-        if current is not None and current.ready:
+        if current is not None and current.ready and self._asks_current:
             # Looked for from the end: whoever has just run and is ready again is one of the last.
             index = next(i for i in range(len(ready) - 1, -1, -1) if ready[i] is current)
         return self.strategy.choose(ready, index)
@@ -236,7 +240,7 @@ class Kernel:
     def _check_steps(self) -> None:
         if self.failure is not None:
             if self.steps >= self._max_steps:
-                raise Abandoned
+                self._force()
             return
         if self.steps >= self._max_steps:
             self.fail(
@@ -255,11 +259,28 @@ class Kernel:
             self._max_steps = self.steps + STEPS_TO_END
         self._end()
 
+    def wind_up(self) -> None:
+        """Let what is left come to its end: nothing is watched any more, but that it does end."""
+        self.strategy = FIFO.start()
+        self.invariants.clear()
+        self.tracing = False
+        self.stopped = self.resuming = _nothing
+        self._max_steps = self.steps + STEPS_TO_END
+        self._aborts = 0
+
     def _end(self) -> None:
         self._aborts += 1
         if self._aborts > 3:
+            self._force()
+        else:
+            self._abort(self._aborts - 1)
+
+    def _force(self) -> None:
+        """End tasks that cancellation does not end, and give up if that does not help either."""
+        if self.forcing:
             raise Abandoned
-        self._abort(self._aborts - 1)
+        self.forcing = True
+        self._max_steps = self.steps + STEPS_TO_END
 
     # ------------------------------------------------------------ nothing can run
 

@@ -10,7 +10,7 @@ none can run. Private attributes that are touched:
 | asyncio | `Task._log_destroy_pending` | no noise about the tasks of a simulation that has failed |
 | trio | `_core._run._r`, `_ALLOW_DETERMINISTIC_SCHEDULING`, `GLOBAL_RUN_CONTEXT.runner` | the order of steps |
 | trio | `Runner.runq`, `entry_queue`, `trio_token`, `waiting_for_idle`, `deadlines`, `io_manager`, `init`, `TrioToken._create`, `EntryQueue.task` | steps, calls from threads |
-| trio | `Task._cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
+| trio | `Task._next_send_fn`, `_next_send`, `_cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
 | AnyIO | `_backends._asyncio.TaskGroup.__aexit__` and the `_tasks` it waits for | which wake-ups are no steps |
 | AnyIO | `_backends._asyncio._task_states`, `TaskState.cancel_scope`, `CancelScope._parent_scope` | the scopes around a task |
 | AnyIO | `run_sync_in_worker_thread`, `run_async_from_thread` and `wait_all_tasks_blocked` of the backend classes | threads, quiescence |
@@ -244,29 +244,24 @@ class AsyncioLoop:
 
     def close(self) -> None:
         loop = self._loop
+        self.kernel.wind_up()
         try:
-            left = [task for task in asyncio.all_tasks(loop) if not task.done()]
-            self._end(left)
-            if not any(not task.done() for task in left):
-                if loop._asyncgens:
-                    loop.run_until_complete(loop.shutdown_asyncgens())
-                if getattr(loop, "_default_executor", None) is not None:
-                    loop.run_until_complete(loop.shutdown_default_executor())
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left))
+            if loop._asyncgens:
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            if getattr(loop, "_default_executor", None) is not None:
+                loop.run_until_complete(loop.shutdown_default_executor())
+        except Abandoned:
+            # What cannot be cancelled is closed: its `finally` runs as far as it does not wait.
+            for task in asyncio.all_tasks(loop):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                _close(task.get_coro())
         finally:
             loop.close()
-
-    def _end(self, left: list[asyncio.Task[Any]]) -> None:
-        for task in left:
-            task.cancel()
-        ending = [task for task in left if not task.done()]
-        if ending:
-            try:
-                self._loop.run_until_complete(_wait_for(ending))
-            except (Abandoned, RuntimeError):
-                # What cannot be cancelled is closed: its `finally` runs as far as it does not wait.
-                for task in ending:
-                    task._log_destroy_pending = False  # type: ignore[attr-defined]
-                    _close(task.get_coro())
 
     def scopes(self, task: SimTask) -> Iterator[Scope]:
         from anyio._backends._asyncio import _task_states  # noqa: PLC0415 - only where asyncio runs
@@ -283,10 +278,6 @@ class AsyncioLoop:
     def uncancel(self, task: SimTask) -> None:
         while task.native.cancelling():
             task.native.uncancel()
-
-
-async def _wait_for(tasks: list[asyncio.Task[Any]]) -> None:
-    await asyncio.wait(tasks)
 
 
 def _close(coroutine: Any) -> None:
@@ -368,10 +359,11 @@ class TrioLoop:
         self._stopped = True
 
     def close(self) -> None:
+        self.kernel.wind_up()
         try:
             if self._outcome is None and self._runner is not None:
                 self.pump(lambda: False)
-        finally:
+        except (Abandoned, BaseExceptionGroup):
             for task in list(self.kernel.tasks.values()):
                 _close(task.coroutine)
 
@@ -431,6 +423,8 @@ class TrioLoop:
         if not own and (task := self.kernel.next()) is not None:
             self._running = task
             batch.append(task.native)
+            if self.kernel.forcing:
+                task.native._next_send_fn, task.native._next_send = task.coroutine.throw, Abandoned()
 
     def _arrive(self, batch: "list[trio.lowlevel.Task]") -> "list[trio.lowlevel.Task]":
         own = []

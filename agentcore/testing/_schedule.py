@@ -82,12 +82,16 @@ class Switch:
 class _Fifo:
     """As event loops do: whoever has been ready for longest."""
 
+    asks_current = False
+
     def choose(self, ready: Sequence[Ready], current: int | None) -> int:
         return 0
 
 
 class _Walk:
     """Anybody, with the same chance."""
+
+    asks_current = False
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed).random

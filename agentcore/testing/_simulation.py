@@ -178,8 +178,9 @@ class Simulation:
                 elif self._asked is not None:
                     self._asked.set()
                 self._loop.pump(over)
-        except Abandoned:
-            assert self._kernel.failure is not None
+        except (Abandoned, BaseExceptionGroup):
+            if self._kernel.failure is None:
+                raise
         if self._kernel.failure is not None:
             failure = self._kernel.failure
             self._shut()
@@ -208,8 +209,6 @@ class Simulation:
     def _shut(self) -> None:
         if not self._closed:
             self._closed = True
-            self._kernel.invariants.clear()
-            self._kernel.tracing = False
             with _without_gc():
                 self._loop.close()
 

@@ -22,6 +22,7 @@ from agentcore import (
     BaseAgent,
     ConfigurationError,
 )
+from agentcore.testing import simulate
 from tests.core.fakes import (
     OK,
     SORRY,
@@ -80,40 +81,42 @@ async def test_something_else_than_a_result_from_handle_error(mock_agent: MockAg
     assert [type(error) for error in caught.value.errors] == [ValueError, AgentResultError]
 
 
-@pytest.mark.anyio
+@simulate(runs=5)
 async def test_handle_error_has_the_deadline_too() -> None:
     """A `handle_error` that hangs cannot hold up the execution for ever."""
-    agent = MockAgent(configuration(timeout=0.01))
+    agent = MockAgent(configuration(timeout=5.0))
     agent.on_process, agent.on_error = raising(ValueError("bad")), hanging
     with pytest.raises(AgentExecutionError) as caught:
         await agent.execute(AgentContext())
     assert [type(error) for error in caught.value.errors] == [ValueError, AgentTimeoutError]
+    assert anyio.current_time() == 5.0
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("step", ["on_initialize", "on_process", "on_error"])
-async def test_cancelled_at_each_step(mock_agent: MockAgent, step: str) -> None:
+@simulate(runs=20)
+async def test_cancelled_at_each_step(step: str) -> None:
     """Cancellation passes through every step, is handled by nobody, and the agent works again."""
+    agent = MockAgent(configuration())
     reached = anyio.Event()
 
     async def stuck(*args: object) -> None:
         reached.set()
         await anyio.sleep_forever()
 
-    mock_agent.on_process = raising(ValueError("bad"))
-    setattr(mock_agent, step, stuck)
+    agent.on_process = raising(ValueError("bad"))
+    setattr(agent, step, stuck)
     async with anyio.create_task_group() as group:
-        group.start_soon(mock_agent.execute, AgentContext())
+        group.start_soon(agent.execute, AgentContext())
         await reached.wait()
         group.cancel_scope.cancel()
-    assert (len(mock_agent.errors), mock_agent.is_busy) == (int(step == "on_error"), False)
-    assert mock_agent.metrics.cancellations == 1
-    mock_agent.on_initialize = mock_agent.on_process = mock_agent.on_error = None
-    assert (await mock_agent.execute(AgentContext())).success is True
-    assert mock_agent.is_idle is True
+    assert (len(agent.errors), agent.is_busy) == (int(step == "on_error"), False)
+    assert agent.metrics.cancellations == 1
+    agent.on_initialize = agent.on_process = agent.on_error = None
+    assert (await agent.execute(AgentContext())).success is True
+    assert agent.is_idle is True
 
 
-@pytest.mark.anyio
+@simulate(runs=20)
 async def test_initializer_gives_up_while_others_wait() -> None:
     """When the execution that initialises is cancelled, another one that waits for it takes over."""
     agent = MockAgent(configuration(max_concurrency=None))
@@ -123,9 +126,9 @@ async def test_initializer_gives_up_while_others_wait() -> None:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as inner:
                 inner.start_soon(noting, outcomes, agent.execute, AgentContext())
-                await settled()
+                await anyio.wait_all_tasks_blocked()
                 group.start_soon(noting, outcomes, agent.execute, AgentContext())
-                await settled()
+                await anyio.wait_all_tasks_blocked()
                 assert agent.calls == ["initialize"]
                 agent.on_initialize = None
                 scope.cancel()
@@ -146,97 +149,103 @@ async def test_exit_like_exceptions_fly_through(mock_agent: MockAgent) -> None:
     assert (mock_agent.errors, mock_agent.is_busy) == ([], False)
 
 
-@pytest.mark.anyio
-async def test_cancelled_in_the_line(mock_agent: MockAgent) -> None:
+@simulate(runs=20)
+async def test_cancelled_in_the_line() -> None:
     """Who gives up while waiting for a slot takes none with them."""
-    mock_agent.on_process = gate = Gate()
+    agent = MockAgent(configuration())
+    agent.on_process = gate = Gate()
     outcomes: list[Any] = []
     contexts = [AgentContext(parameters={"number": number}) for number in range(3)]
     async with anyio.create_task_group() as group:
-        group.start_soon(noting, outcomes, mock_agent.execute, contexts[0])
+        group.start_soon(noting, outcomes, agent.execute, contexts[0])
         await gate.entered.wait()
         async with anyio.create_task_group() as impatient:
-            impatient.start_soon(noting, outcomes, mock_agent.execute, contexts[1])
-            await settled()
-            group.start_soon(noting, outcomes, mock_agent.execute, contexts[2])
-            await settled()
+            impatient.start_soon(noting, outcomes, agent.execute, contexts[1])
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(noting, outcomes, agent.execute, contexts[2])
+            await anyio.wait_all_tasks_blocked()
             impatient.cancel_scope.cancel()
         gate.opened.set()
     assert [outcome.output for outcome in outcomes] == [{"number": 0}, {"number": 2}]
-    assert (gate.peak, mock_agent.is_idle) == (1, True)
+    assert (gate.peak, agent.is_idle) == (1, True)
 
 
-@pytest.mark.anyio
-async def test_slots_go_in_order_of_arrival(mock_agent: MockAgent) -> None:
-    """Who has waited longest is served first."""
+@simulate(runs=20)
+async def test_slots_go_in_order_of_arrival() -> None:
+    """Who has waited longest is served first, also when the one before has just begun."""
+    agent = MockAgent(configuration())
+    came: list[int] = []
     served: list[int] = []
+
+    async def come(number: int) -> None:
+        came.append(number)
+        await agent.execute(AgentContext(parameters={"number": number}))
 
     async def serve(context: AgentContext) -> AgentResult:
         served.append(context.parameters["number"])
         await anyio.lowlevel.checkpoint()
         return OK
 
-    mock_agent.on_process = serve
+    agent.on_process = serve
     async with anyio.create_task_group() as group:
         for number in range(8):
-            group.start_soon(mock_agent.execute, AgentContext(parameters={"number": number}))
+            group.start_soon(come, number)
             await anyio.lowlevel.checkpoint()
-    assert sorted(served) == list(range(8))
-    assert served[1:] == sorted(served[1:])
+    assert (sorted(came), came) == (list(range(8)), served)
 
 
-@pytest.mark.anyio
+@simulate(runs=5)
 async def test_timeout_of_a_nested_agent_is_not_the_outer_ones() -> None:
     """Each execution is cut by its own deadline, however they are nested."""
-    inner, outer = MockAgent(configuration(timeout=0.01)), MockAgent(configuration(name="outer"))
+    inner, outer = MockAgent(configuration(timeout=5.0)), MockAgent(configuration(name="outer"))
     inner.on_process = hanging
     outer.on_process = inner.execute
     result = await outer.execute(AgentContext())
     assert (result.error, outer.errors) == ({"sorry": True}, [])
     assert [type(error) for error in inner.errors] == [AgentTimeoutError]
-    assert (inner.metrics.timeouts, outer.metrics.timeouts) == (1, 0)
+    assert (inner.metrics.timeouts, outer.metrics.timeouts, anyio.current_time()) == (1, 0, 5.0)
 
 
-@pytest.mark.anyio
+@simulate(runs=5)
 async def test_no_timeout_means_none() -> None:
     """Without a timeout the surrounding scope's deadline decides, and is not taken for the agent's."""
     agent = MockAgent(configuration(timeout=None))
     agent.on_process = hanging
-    with anyio.move_on_after(0.01) as scope:
+    with anyio.move_on_after(3600) as scope:
         await agent.execute(AgentContext())
     assert (scope.cancelled_caught, agent.errors, agent.is_idle) == (True, [], True)
+    assert anyio.current_time() == 3600
 
 
-@pytest.mark.anyio
+@simulate(runs=20)
 async def test_terminate_ends_what_runs() -> None:
     """No execution outlives `terminate`: neither the running one nor those in the line."""
-    agent = MockAgent(configuration(terminate_timeout=0.01))
+    agent = MockAgent(configuration(terminate_timeout=5.0))
     agent.on_process = gate = Gate()
     outcomes: list[Any] = []
     async with anyio.create_task_group() as group:
         for _ in range(3):
             group.start_soon(noting, outcomes, agent.execute, AgentContext())
         await gate.entered.wait()
-        await settled()
+        await anyio.wait_all_tasks_blocked()
         await agent.terminate()
-        assert (agent.state, gate.inside) == (AgentState.TERMINATED, 0)
+        assert (agent.state, gate.inside, anyio.current_time()) == (AgentState.TERMINATED, 0, 5.0)
     assert [type(outcome) for outcome in outcomes] == [AgentTerminatedError] * 3
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("step", ["on_initialize", "on_process", "on_error"])
+@simulate(runs=20)
 async def test_terminate_ends_each_step(step: str) -> None:
     """An execution that hangs does not outlive `terminate`, whichever of its steps it hangs in."""
-    agent = MockAgent(configuration(terminate_timeout=0.01))
+    agent = MockAgent(configuration(terminate_timeout=5.0))
     agent.on_process = raising(ValueError("bad"))
     setattr(agent, step, hanging)
     outcomes: list[Any] = []
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as group:
-            group.start_soon(noting, outcomes, agent.execute, AgentContext())
-            await settled()
-            await agent.terminate()
-            assert (agent.is_terminated, agent.metrics.running) == (True, 0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(noting, outcomes, agent.execute, AgentContext())
+        await anyio.wait_all_tasks_blocked()
+        await agent.terminate()
+        assert (agent.is_terminated, agent.metrics.running, anyio.current_time()) == (True, 0, 5.0)
     assert [type(outcome) for outcome in outcomes] == [AgentTerminatedError]
 
 
@@ -256,7 +265,7 @@ class Clumsy(MockAgent):
         raise OSError("cannot close")
 
 
-@pytest.mark.anyio
+@simulate(runs=20)
 async def test_terminate_without_super() -> None:
     """A subclass that forgets `super()` ends TERMINATED all the same, having cleaned up once."""
     agent = Forgetful(configuration())
@@ -279,7 +288,7 @@ async def test_terminate_that_raises() -> None:
     await agent.terminate()
 
 
-@pytest.mark.anyio
+@simulate(runs=5)
 async def test_terminate_that_hangs() -> None:
     """A clean-up that hangs is cut at its time limit, and the agent is TERMINATED."""
 
@@ -287,13 +296,13 @@ async def test_terminate_that_hangs() -> None:
         async def terminate(self) -> None:
             await anyio.sleep_forever()
 
-    agent = Stuck(configuration(terminate_timeout=0.01))
+    agent = Stuck(configuration(terminate_timeout=5.0))
     with pytest.raises(AgentTimeoutError, match="mock"):
         await agent.terminate()
-    assert agent.is_terminated is True
+    assert (agent.is_terminated, anyio.current_time()) == (True, 5.0)
 
 
-@pytest.mark.anyio
+@simulate(runs=5)
 async def test_terminate_is_shielded() -> None:
     """A clean-up that waits runs to its end although its caller is cancelled."""
     agent = Forgetful(configuration())
@@ -358,7 +367,7 @@ def test_unfinished_subclass() -> None:
         Half(configuration())  # type: ignore[abstract]
 
 
-@pytest.mark.anyio
+@simulate(runs=20)
 async def test_initializes_once() -> None:
     """However many executions begin together, the agent initialises once and none starts early."""
     agent = MockAgent(configuration(max_concurrency=None))
@@ -373,23 +382,23 @@ async def test_initializes_once() -> None:
     async with anyio.create_task_group() as group:
         for _ in range(10):
             group.start_soon(noting, outcomes, agent.execute, AgentContext())
-        await settled()
+        await anyio.wait_all_tasks_blocked()
         assert (agent.calls, agent.state) == (["initialize"], AgentState.INITIALIZING)
         ready.set()
     assert outcomes == [OK] * 10
     assert agent.calls == ["initialize"] + ["process"] * 10
 
 
-@pytest.mark.anyio
+@simulate(runs=5)
 async def test_metrics() -> None:
     """Every execution is counted once, under what became of it."""
-    agent = MockAgent(configuration(timeout=0.01))
+    agent = MockAgent(configuration(timeout=5.0))
     for step in (returning(OK), returning(SORRY), raising(ValueError("x")), hanging):
         agent.on_process = step
         await agent.execute(AgentContext())
     metrics = agent.metrics
     assert (metrics.executions, metrics.failures, metrics.timeouts) == (4, 3, 1)
-    assert metrics.cancellations == 0
+    assert (metrics.cancellations, metrics.last_duration, metrics.total_duration) == (0, 5.0, 5.0)
 
 
 @pytest.mark.anyio
@@ -417,7 +426,7 @@ async def test_circle_in_one_chain() -> None:
     assert (first.is_idle, second.is_idle) == (True, True)
 
 
-@pytest.mark.anyio
+@simulate(runs=20)
 async def test_circle_of_two_chains() -> None:
     """Two agents that each hold themselves and wait for the other: one is told so, and both end."""
     agents = [MockAgent(configuration(name=name, timeout=None)) for name in ("first", "second")]
@@ -435,10 +444,9 @@ async def test_circle_of_two_chains() -> None:
         return step
 
     agents[0].on_process, agents[1].on_process = crossing(0, 1), crossing(1, 0)
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as group:
-            for agent in agents:
-                group.start_soon(noting, outcomes, agent.execute, AgentContext())
+    async with anyio.create_task_group() as group:
+        for agent in agents:
+            group.start_soon(noting, outcomes, agent.execute, AgentContext())
     errors = [error for agent in agents for error in agent.errors]
     assert [type(error) for error in errors] == [AgentDeadlockError]
     assert sorted(outcome.success for outcome in outcomes) == [False, True]

@@ -22,6 +22,7 @@ from agentcore import (
     TaskState,
 )
 from agentcore._context import current_execution
+from agentcore.testing import simulate
 from tests.core.fakes import OK, SORRY, Gate, MockAgent, Step, configuration, noting, raising, settled
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +68,7 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 @pytest.mark.parametrize("in_group", [True, False])
 @pytest.mark.parametrize("timeout", [None, 30.0])
+@simulate(runs=20)
 async def test_failing_clean_up_of_a_cancelled_execution(in_group: bool, timeout: float | None) -> None:
     """What is raised while a cancelled caller is unwound is handled by nobody, and reaches the caller's scope."""
     agent = MockAgent(configuration(timeout=timeout))
@@ -74,12 +76,11 @@ async def test_failing_clean_up_of_a_cancelled_execution(in_group: bool, timeout
     begun = anyio.Event()
     agent.on_process = unwinding_with(broken, in_group=in_group, begun=begun)
     caught: list[BaseException] = []
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as group:
-            scope = anyio.CancelScope()
-            group.start_soon(noting, caught, inside, scope, agent.execute, AgentContext())
-            await begun.wait()
-            scope.cancel()
+    async with anyio.create_task_group() as group:
+        scope = anyio.CancelScope()
+        group.start_soon(noting, caught, inside, scope, agent.execute, AgentContext())
+        await begun.wait()
+        scope.cancel()
     assert [broken] == [leaf for error in caught for leaf in leaves(error)]
     assert (AgentState.IDLE, ["initialize", "process"]) == (agent.state, agent.calls)
     metrics = agent.metrics
@@ -87,51 +88,53 @@ async def test_failing_clean_up_of_a_cancelled_execution(in_group: bool, timeout
 
 
 @pytest.mark.parametrize("in_group", [True, False])
+@simulate(runs=20)
 async def test_failing_clean_up_of_a_cancelled_run(in_group: bool) -> None:
     """The task of a caller who is cancelled is CANCELED, also if its clean-up raises."""
     task = BaseTask.create("work")
     agent = MockAgent(configuration())
     begun = anyio.Event()
     agent.on_process = unwinding_with(ValueError("cannot clean up"), in_group=in_group, begun=begun)
-    with anyio.fail_after(5):
-        async with AgentRuntime() as runtime:
-            runtime.registry("agents").register("work", agent)
-            async with anyio.create_task_group() as group:
-                scope = anyio.CancelScope()
-                group.start_soon(noting, [], inside, scope, runtime.run, task)
-                await begun.wait()
-                scope.cancel()
+    async with AgentRuntime() as runtime:
+        runtime.registry("agents").register("work", agent)
+        async with anyio.create_task_group() as group:
+            scope = anyio.CancelScope()
+            group.start_soon(noting, [], inside, scope, runtime.run, task)
+            await begun.wait()
+            scope.cancel()
     assert (TaskState.CANCELED, 1) == (task.state, agent.metrics.cancellations)
 
 
 @pytest.mark.parametrize("in_group", [True, False])
+@simulate(runs=5)
 async def test_failing_clean_up_past_the_deadline(in_group: bool) -> None:
     """An execution whose time is over and whose clean-up then raises is a timeout, and the error says so."""
-    agent = MockAgent(configuration(timeout=0.02))
+    agent = MockAgent(configuration(timeout=5.0))
     broken = ValueError("cannot clean up")
     agent.on_process = unwinding_with(broken, in_group=in_group)
-    with anyio.fail_after(5):
-        assert SORRY == await agent.execute(AgentContext())
+    assert SORRY == await agent.execute(AgentContext())
+    assert 5.0 == anyio.current_time()
     metrics = agent.metrics
     assert (1, 1, 0) == (metrics.timeouts, metrics.failures, metrics.cancellations)
     assert [[broken]] == [leaves(error) for error in agent.errors]
     assert ["raised while it was unwound" in note for note in agent.errors[0].__notes__] == [True]
-    assert "'agent' of 0.02 s" in agent.errors[0].__notes__[0]
+    assert "'agent' of 5 s" in agent.errors[0].__notes__[0]
 
 
+@simulate(runs=5)
 async def test_failing_clean_up_past_the_tasks_deadline() -> None:
     """The note names the deadline of the task where that was the nearer one."""
     agent = MockAgent(configuration(timeout=30.0))
     agent.on_process = unwinding_with(ValueError("cannot clean up"), in_group=False)
-    with anyio.fail_after(5):
-        async with AgentRuntime() as runtime:
-            runtime.registry("agents").register("work", agent)
-            handle = await runtime.submit("work", timeout=0.02)
-            assert TaskState.FAILED == (await handle.wait()).state
-    assert "'timeout' of 0.02 s" in agent.errors[0].__notes__[0]
+    async with AgentRuntime() as runtime:
+        runtime.registry("agents").register("work", agent)
+        handle = await runtime.submit("work", timeout=5.0)
+        assert (TaskState.FAILED, 5.0) == ((await handle.wait()).state, anyio.current_time())
+    assert "'timeout' of 5 s" in agent.errors[0].__notes__[0]
 
 
 @pytest.mark.parametrize("error", [Stop("now"), SystemExit(3)], ids=lambda error: type(error).__name__)
+@simulate(runs=20)
 async def test_cancellation_together_with_something_worse(error: BaseException) -> None:
     """Where a cancellation and what is no Exception come together, the latter decides: the agent is broken."""
     agent = MockAgent(configuration())
@@ -146,20 +149,19 @@ async def test_cancellation_together_with_something_worse(error: BaseException) 
 
     agent.on_process = worse
     caught: list[BaseException] = []
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as group:
-            scope = anyio.CancelScope()
+    async with anyio.create_task_group() as group:
+        scope = anyio.CancelScope()
 
-            async def execute() -> None:
-                try:
-                    await agent.execute(AgentContext())
-                except BaseExceptionGroup as both:
-                    caught.append(both)
-                    raise both.exceptions[0] from None
+        async def execute() -> None:
+            try:
+                await agent.execute(AgentContext())
+            except BaseExceptionGroup as both:
+                caught.append(both)
+                raise both.exceptions[0] from None
 
-            group.start_soon(inside, scope, execute)
-            await begun.wait()
-            scope.cancel()
+        group.start_soon(inside, scope, execute)
+        await begun.wait()
+        scope.cancel()
     assert [error] == leaves(caught[0])[1:]
     assert (AgentState.ERROR, 1, 0) == (agent.state, agent.metrics.failures, agent.metrics.cancellations)
     agent.on_process = None

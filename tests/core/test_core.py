@@ -40,6 +40,7 @@ from agentcore import (
     get_function_registry,
     get_registry,
 )
+from agentcore.testing import simulate
 from tests.core.fakes import (
     OK,
     Gate,
@@ -165,15 +166,16 @@ class TestAgent:
         mock_agent.on_process = None
         assert (await mock_agent.execute(AgentContext()), mock_agent.is_idle) == (OK, True)
 
-    @pytest.mark.asyncio
     @pytest.mark.parametrize("step", ["on_initialize", "on_process"])
+    @simulate(runs=5, backends=["asyncio"])
     async def test_deadline(self, agent_config: AgentConfig, step: str) -> None:
         """A step that hangs is cut at the timeout, handled as an error, and the agent works again."""
-        agent = MockAgent(attrs.evolve(agent_config, timeout=0.01))
+        agent = MockAgent(attrs.evolve(agent_config, timeout=5.0))
         setattr(agent, step, hanging)
         assert (await agent.execute(AgentContext())).success is False
         kinds = {"on_initialize": AgentInitializationError, "on_process": AgentTimeoutError}
         assert [type(error) for error in agent.errors] == [kinds[step]]
+        assert asyncio.get_running_loop().time() == 5.0
         setattr(agent, step, None)
         assert (await agent.execute(AgentContext())).success is True
         assert agent.is_idle is True
@@ -347,7 +349,7 @@ class TestTask:
         assert history[0]["at"].tzinfo is not None
 
     @pytest.mark.parametrize("state", TaskState)
-    @pytest.mark.asyncio
+    @simulate(runs=5, backends=["asyncio"])
     async def test_timeout(self, state: TaskState) -> None:
         """`with_timeout` works in every state, changes none, and cuts what is too slow."""
         task = task_in(state)
@@ -360,11 +362,12 @@ class TestTask:
         assert await task.with_timeout(value(), 60_000) == 5
         with pytest.raises(TaskTimeoutError) as caught:
             await task.with_timeout(hanging(), 5)
+        assert asyncio.get_running_loop().time() == 0.005
         assert isinstance(caught.value, TimeoutError)
         assert (caught.value.details["task_id"], caught.value.details["timeout_ms"]) == (task.id, 5)
         assert (task.state, task.get_event_history()) == before
 
-    @pytest.mark.asyncio
+    @simulate(runs=20, backends=["asyncio"])
     async def test_timeouts_in_parallel(self) -> None:
         """Of many coroutines at once each is cut, or not, by its own limit alone."""
         task = BaseTask.create("work", {}, timeout_ms=60_000)

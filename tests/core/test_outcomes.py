@@ -31,6 +31,7 @@ from agentcore import (
     TaskExecutionError,
     TaskState,
 )
+from agentcore.testing import simulate
 
 pytestmark = pytest.mark.anyio
 
@@ -180,7 +181,7 @@ TABLE = [
     Row(
         name="deadline of the agent",
         process=hang,
-        timeout=0.01,
+        timeout=5.0,
         gives={"error_type": "AgentTimeoutError", "message": "handled"},
         handled=AgentTimeoutError,
         seen=[INITIALIZING, PROCESSING, ERROR],
@@ -191,7 +192,7 @@ TABLE = [
     Row(
         name="deadline of the execution",
         process=hang,
-        options={"timeout": 0.01},
+        options={"timeout": 5.0},
         gives={"error_type": "AgentTimeoutError", "message": "handled"},
         handled=AgentTimeoutError,
         seen=[INITIALIZING, PROCESSING, ERROR],
@@ -202,7 +203,7 @@ TABLE = [
     Row(
         name="deadline of everything",
         process=hang,
-        options={"deadline": 0.01},
+        options={"deadline": 5.0},
         gives={"error_type": "AgentTimeoutError", "message": "handled"},
         handled=AgentTimeoutError,
         seen=[INITIALIZING, PROCESSING, ERROR],
@@ -285,6 +286,7 @@ def test_outcomes_from_outside_of_parts_that_have_come() -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if not row.options], ids=lambda row: row.name)
+@simulate(runs=5)
 async def test_execute(row: Row) -> None:
     """`execute` gives what the row says, moves no task, and leaves the agent in the row's state."""
     agent, context = Scripted(row), context_of(row)
@@ -303,6 +305,7 @@ async def test_execute(row: Row) -> None:
 
 
 @rows
+@simulate(runs=5)
 async def test_run(row: Row) -> None:
     """`run` moves the task as the row says and tells the caller."""
     agent = Scripted(row)
@@ -321,6 +324,7 @@ async def test_run(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.waiter is not SystemExit], ids=lambda row: row.name)
+@simulate(runs=5)
 async def test_submit(row: Row) -> None:
     """`submit` moves the task as the row says and tells everyone who waits, each with an error of his own."""
     agent = Scripted(row)
@@ -346,6 +350,7 @@ def check_task(row: Row, task: BaseTask) -> None:
     """Check a task that has ended against its row."""
     assert row.task == task.state
     assert (1, int(row.task is TaskState.FAILED)) == (task.attempt, task.failures)
+    assert (5.0 if row.deadline else 0.0) == anyio.current_time()
     if row.deadline is not None:
         assert task.error is not None
         assert row.deadline == task.error["deadline"]
@@ -418,6 +423,7 @@ class Slow(BaseAgent):
         raise AssertionError(f"cancellation is no error: {error!r}")
 
 
+@simulate(runs=20)
 async def test_caller_of_execute_is_cancelled() -> None:
     """Cancellation goes through `execute`, and the agent is IDLE."""
     agent = Slow()
@@ -430,6 +436,7 @@ async def test_caller_of_execute_is_cancelled() -> None:
     assert (1, 0, 0) == (agent.metrics.cancellations, agent.metrics.failures, agent.metrics.running)
 
 
+@simulate(runs=20)
 async def test_caller_of_run_is_cancelled() -> None:
     """The task of a caller who is cancelled is CANCELED once it has been unwound."""
     agent = Slow()
@@ -449,6 +456,7 @@ async def test_caller_of_run_is_cancelled() -> None:
         assert AgentState.IDLE == agent.state
 
 
+@simulate(runs=20)
 async def test_handle_is_cancelled() -> None:
     """A cancelled task is CANCELED once it has been unwound; who waits gets a TaskCanceledError with the reason."""
     agent = Slow()
@@ -468,15 +476,16 @@ async def test_handle_is_cancelled() -> None:
         assert handle.cancel("again") is False
 
 
+@simulate(runs=20)
 async def test_shutdown_after_grace() -> None:
     """What outlives the grace is cancelled with a reason, and the report names it."""
     agent = Slow()
-    async with AgentRuntime(grace=0.01) as runtime:
+    async with AgentRuntime(grace=5.0) as runtime:
         runtime.registry("agents").register("slow", agent)
         handle = await runtime.submit("slow")
         await agent.begun.wait()
     assert TaskState.CANCELED == handle.state
-    assert "the runtime is shutting down" == handle.task.cancel_reason
+    assert ("the runtime is shutting down", 5.0) == (handle.task.cancel_reason, anyio.current_time())
     assert runtime.report is not None
     assert (False, [handle.id]) == (runtime.report.drained, [cut.task_id for cut in runtime.report.cut_short])
     with pytest.raises(TaskCanceledError, match="shutting down"):

@@ -41,6 +41,7 @@ from agentcore import (
     get_function_registry,
     get_registry,
 )
+from agentcore.testing import run_sim
 
 FOR_EVER = 3600.0
 
@@ -55,6 +56,8 @@ class Loop:
     """Runs several argumentless async functions at once, to their ends."""
     give_up: Callable[[float, Callable[[], Awaitable[Any]]], Awaitable[None]]
     """Runs an async function and raises TimeoutError if it takes too long."""
+    simulate: Callable[[Callable[[], Awaitable[None]]], None]
+    """Runs the program in virtual time, which costs no waiting."""
 
 
 async def _asyncio_together(*functions: Callable[[], Any]) -> None:
@@ -84,8 +87,15 @@ ASYNCIO = Loop(
     sleep=asyncio.sleep,
     together=_asyncio_together,
     give_up=_asyncio_give_up,
+    simulate=lambda main: run_sim(main, backend="asyncio").unwrap(),
 )
-TRIO = Loop(run=trio.run, sleep=trio.sleep, together=_trio_together, give_up=_trio_give_up)
+TRIO = Loop(
+    run=trio.run,
+    sleep=trio.sleep,
+    together=_trio_together,
+    give_up=_trio_give_up,
+    simulate=lambda main: run_sim(main, backend="trio").unwrap(),
+)
 
 
 @pytest.fixture(params=[ASYNCIO, TRIO], ids=["asyncio", "trio"])
@@ -179,15 +189,15 @@ def test_agent_example_past_its_timeout(loop: Loop) -> None:
     """A `process` that sleeps in its own loop's way is cut at the configured timeout."""
 
     async def main() -> None:
-        agent = appraiser(loop, timeout=0.02)
+        agent = appraiser(loop, timeout=30.0)
         task = BaseTask.create("appraise", {"price": None})
         result = await agent.execute(AgentContext(task=task))
-        assert result.success is False
+        assert (result.success, agent.metrics.last_duration) == (False, 30.0)
         assert result.error is not None
         assert result.error["kind"] == "AgentTimeoutError"
         assert agent.is_idle is True
 
-    loop.run(main)
+    loop.simulate(main)
 
 
 def test_life_of_an_agent(loop: Loop) -> None:
@@ -234,13 +244,13 @@ def test_a_program_gives_up_on_an_agent(loop: Loop) -> None:
         agent = appraiser(loop, timeout=None)
         stuck = AgentContext(task=BaseTask.create("appraise", {"price": None}))
         with pytest.raises(TimeoutError):
-            await loop.give_up(0.02, functools.partial(agent.execute, stuck))
+            await loop.give_up(60.0, functools.partial(agent.execute, stuck))
         assert agent.is_idle is True
         assert [name for name, _ in agent.seen] == ["initialize", "process"]
         result = await agent.execute(AgentContext(task=BaseTask.create("appraise", {"price": 3})))
         assert result.output == {"worth": 6}
 
-    loop.run(main)
+    loop.simulate(main)
 
 
 def test_registry_example(loop: Loop) -> None:
@@ -320,10 +330,10 @@ def test_task_example_with_a_timeout(loop: Loop) -> None:
         task.start()
         assert await task.with_timeout(weigh(0), 60_000) == "3 kg"
         with pytest.raises(TimeoutError):
-            await task.with_timeout(weigh(FOR_EVER), 15)
-        assert task.state is TaskState.RUNNING
+            await task.with_timeout(weigh(FOR_EVER), 60_000)
+        assert (task.state, task.duration_ms) == (TaskState.RUNNING, 60_000)
 
-    loop.run(main)
+    loop.simulate(main)
 
 
 def test_task_factory_example(loop: Loop) -> None:

@@ -87,10 +87,14 @@ def search(
     version = bug.correct if correct else bug.buggy
     began = time.monotonic()
     done, failure = 0, None
-    for more, failure in _disturb(bug, version, backend, runs, budget, seed):
-        done += more
-        if failure is not None or done >= runs or time.monotonic() - began >= budget:
-            break
+    if isinstance(version, Sweep):
+        for more, failure in _disturb(version, bug.targets, backend, seed):
+            done += more
+            if failure is not None or done >= runs or time.monotonic() - began >= budget:
+                break
+    else:
+        report = explore(version, backend=backend, runs=runs, budget=budget, seed=seed)
+        done, failure = report.runs, report.found and (report.found.error, report.found.replay)
     seconds = time.monotonic() - began
     return Outcome(done, seconds) if failure is None else Outcome(done, seconds, *failure)
 
@@ -100,7 +104,7 @@ def replay(bug: Bug, line: Replay, *, correct: bool = False) -> BaseException | 
     version = bug.correct if correct else bug.buggy
     if isinstance(version, Sweep) and bug.targets is None:
         return _cancel(version, replay=line)[1]
-    run = version if not isinstance(version, Sweep) else partial(_let_fail, version, bug.targets or {}, line.plan)
+    run = version if not isinstance(version, Sweep) else partial(_run_with, version, bug.targets or {}, line.plan)
     return run_sim(run, backend=line.backend, schedule=line.schedule).error  # type: ignore[arg-type]
 
 
@@ -111,27 +115,19 @@ def told(error: BaseException | None) -> str:
     return "nothing" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _disturb(
-    bug: Bug, version: Any, backend: Any, runs: int, budget: float, seed: int
-) -> Iterator[tuple[int, Failure | None]]:
+def _disturb(version: Sweep, targets: Targets | None, backend: Any, seed: int) -> Iterator[tuple[int, Failure | None]]:
     """Yield how many runs there were, and what failed in the last of them."""
-    if not isinstance(version, Sweep):
-        report = explore(version, backend=backend, runs=runs, budget=budget, seed=seed)
-        yield report.runs, report.found and (report.found.error, report.found.replay)
-    elif bug.targets is None:
-        for schedule in _orders(seed):
+    for number in itertools.count():
+        if targets is None:
             for mode in MODES:
-                yield _sweep(version, backend, schedule, mode)
-    else:
-        for number in itertools.count():
-            for plan in _single_faults(bug.targets):
-                yield 1, _fail(version, bug.targets, plan, backend, number, seed)
+                yield _sweep(version, backend, _order(number, seed), mode)
+        else:
+            for plan in _single_faults(targets):
+                yield 1, _fail(partial(_run_with, version, targets, plan), plan, backend, _order(number, seed))
 
 
-def _orders(seed: int) -> Iterator[Schedule]:
-    yield from (FIFO, RUN_TO_BLOCK)
-    for number in itertools.count(seed):
-        yield Schedule("walk", number)
+def _order(number: int, seed: int) -> Schedule:
+    return (FIFO, RUN_TO_BLOCK)[number] if number < 2 else Schedule("walk", seed + number)
 
 
 def _sweep(sweep: Sweep, backend: Any, schedule: Schedule, mode: Any) -> tuple[int, Failure | None]:
@@ -141,15 +137,6 @@ def _sweep(sweep: Sweep, backend: Any, schedule: Schedule, mode: Any) -> tuple[i
     line = Replay.parse(re.findall(r"AGENTCORE_SIM='(.+)'", "\n".join(error.__notes__))[-1])
     # One run cancels nothing, and then each point has its own.
     return 1 if line.cancel is None else line.cancel.index + 2, (error, line)
-
-
-def _fail(
-    sweep: Sweep, targets: Targets, plan: FaultPlan, backend: Any, number: int, seed: int
-) -> Failure | None:
-    run = partial(_let_fail, sweep, targets, plan)
-    found = explore(run, backend=backend, runs=1, strategy="walk" if number else "fifo", seed=seed + number).found
-    # The search itself knows of no faults: its own would also be in force during the check.
-    return found and (found.error, attrs.evolve(found.replay, plan=plan))
 
 
 def _cancel(sweep: Sweep, **options: Any) -> tuple[int, BaseException | None]:
@@ -168,7 +155,19 @@ def _single_faults(targets: Targets) -> Iterator[FaultPlan]:
             yield FaultPlan([Fault(target, call, action, argument, onwards=True)])
 
 
-async def _let_fail(sweep: Sweep, targets: Targets, plan: FaultPlan) -> None:
+def _fail(run: Any, plan: FaultPlan, backend: Any, schedule: Schedule) -> Failure | None:
+    error = run_sim(run, backend=backend, schedule=schedule).error
+    if error is None:
+        return None
+    if schedule in (FIFO, RUN_TO_BLOCK):
+        return error, Replay(backend, schedule, None, plan)
+    found = explore(run, backend=backend, runs=1, strategy="walk", seed=schedule.seed).found
+    assert found is not None, "the same schedule gave another run"
+    # What shortens the order knows of no faults: its own would also be in force during the check.
+    return found.error, attrs.evolve(found.replay, plan=plan)
+
+
+async def _run_with(sweep: Sweep, targets: Targets, plan: FaultPlan) -> None:
     state = sweep.build()
     places = {name: place(state) for name, place in targets.items()}
     with anyio.CancelScope() as scope, inject(plan, places, scope=scope):

@@ -156,6 +156,7 @@ def program(what: str, backend: str, grace: float) -> Generator[subprocess.Popen
     """Start a program and wait until it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.runtime.programs", what, backend, str(grace)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -170,9 +171,16 @@ def program(what: str, backend: str, grace: float) -> Generator[subprocess.Popen
         process.communicate()
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for the end of a process; return its exit code and what it said."""
-    output, errors = process.communicate(timeout=5)
+def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal and wait until it has been handled: two at once would be one."""
+    process.send_signal(number)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "heard\n"
+
+
+def finish(process: subprocess.Popen[str], given: str = "") -> tuple[int, str]:
+    """Wait for the end of a process, which may read what is given; return its exit code and what it said."""
+    output, errors = process.communicate(given, timeout=30)
     assert errors == ""
     return process.returncode, output
 
@@ -182,8 +190,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def test_the_first_signal_lets_tasks_end(number: signal.Signals, backend: str) -> None:
     """A task that ends within the grace has its value returned as if nothing had happened, and main can make use of it."""
     with program("end in time", backend, 10) as process:
-        process.send_signal(number)
-        assert finish(process) == (0, "unwound\n{'done': True}\nrestored True\n")
+        interrupt(process, number)
+        assert finish(process, "go on\n") == (0, "unwound\n{'done': True}\nrestored True\n")
 
 
 @both
@@ -195,8 +203,8 @@ def test_after_the_grace_tasks_are_cut_and_named(
     number: signal.Signals, expected: str, backend: str, what: str
 ) -> None:
     """The exception is that of the signal; its note names the task, its cause is what main raised."""
-    with program(what, backend, 0.1) as process:
-        process.send_signal(number)
+    with program(what, backend, 0.01) as process:
+        interrupt(process, number)
         code, output = finish(process)
     assert (code, output.splitlines()[0]) == (0, "unwound")
     assert expected in output
@@ -209,8 +217,8 @@ def test_after_the_grace_tasks_are_cut_and_named(
 @both
 def test_a_program_without_tasks_is_ended_too(backend: str) -> None:
     """Main itself is cancelled a moment after the runtime has been shut down, and that is told."""
-    with program("idle", backend, 10) as process:
-        process.send_signal(INT)
+    with program("idle", backend, 0.01) as process:
+        interrupt(process, INT)
         code, output = finish(process)
     assert code == 0
     assert output.startswith("KeyboardInterrupt")
@@ -221,9 +229,8 @@ def test_a_program_without_tasks_is_ended_too(backend: str) -> None:
 def test_the_second_signal_does_not_wait_for_the_grace(backend: str) -> None:
     """Everything is cancelled at once and unwound."""
     with program("run", backend, 60) as process:
-        process.send_signal(INT)
-        anyio.run(anyio.sleep, 0.1)  # two signals at once would be one
-        process.send_signal(INT)
+        interrupt(process, INT)
+        interrupt(process, INT)
         code, output = finish(process)
     assert code == 0
     assert output.startswith("unwound\nKeyboardInterrupt")
@@ -236,9 +243,9 @@ def test_the_second_signal_does_not_wait_for_the_grace(backend: str) -> None:
 def test_the_third_signal_ends_the_process(number: signal.Signals, backend: str, what: str) -> None:
     """Though the loop is blocked in plain code, or a clean-up hangs: no further line of the program runs."""
     with program(what, backend, 60) as process:
-        for _ in range(3):
-            process.send_signal(number)
-            anyio.run(anyio.sleep, 0.1)
+        interrupt(process, number)
+        interrupt(process, number)
+        process.send_signal(number)
         code, output = finish(process)
     assert code == 128 + number
     assert "restored" not in output

@@ -8,12 +8,14 @@ import anyio
 import pytest
 
 from agentcore import AgentContext, AgentResult, TaskCanceledError, TaskExecutionError, TaskState
+from agentcore.testing import simulate
 from tests.core.fakes import noting
 from tests.runtime.parts import holding, runtime_of
 
 pytestmark = pytest.mark.anyio
 
 
+@simulate(runs=10)
 async def test_many_wait_for_one() -> None:
     """All of them get the output; who comes later gets it too."""
     async with runtime_of() as runtime:
@@ -30,6 +32,7 @@ async def test_many_wait_for_one() -> None:
         assert await handle.result() == {"n": 1}
 
 
+@simulate(runs=20)
 async def test_each_waiter_gets_an_error_of_its_own() -> None:
     """Tracebacks of several waiters do not grow into each other; the cause is the same object."""
     async with runtime_of() as runtime:
@@ -84,6 +87,7 @@ async def test_waiting_is_always_a_checkpoint(method: str) -> None:
         assert scope.cancelled_caught
 
 
+@simulate(runs=20)
 async def test_the_handle_shows_the_task() -> None:
     """Its id, state and text follow the task's."""
     async with runtime_of() as runtime:

@@ -97,8 +97,10 @@ async def test_a_function_runs_in_a_thread() -> None:
 async def test_cancellation_waits_for_the_thread() -> None:
     """No thread outlives its scope: the function is told, and what it does then is waited for."""
     ended: list[bool] = []
+    begun = anyio.Event()
 
     def work() -> None:
+        anyio.from_thread.run_sync(begun.set)
         try:
             while True:
                 anyio.from_thread.check_cancelled()
@@ -106,9 +108,11 @@ async def test_cancellation_waits_for_the_thread() -> None:
         finally:
             ended.append(True)
 
-    with anyio.fail_after(5), anyio.move_on_after(0.02) as scope:
-        await run_in_thread(work)
-    assert scope.cancelled_caught
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run_in_thread, work)
+            await begun.wait()
+            group.cancel_scope.cancel()
     assert ended == [True]
 
 

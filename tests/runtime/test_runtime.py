@@ -27,6 +27,7 @@ from agentcore import (
 )
 from agentcore._context import current_execution, current_job, current_runtime
 from agentcore._ledger import MAX_LOST
+from agentcore.testing import simulate
 from tests.runtime.parts import check_at_rest, hang, holding, must_end, runtime_of, submit_all
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +149,7 @@ async def test_the_current_runtime_is_that_of_the_block() -> None:
         AgentRuntime.current()
 
 
+@simulate(runs=20)
 async def test_two_runtimes_in_one_loop_know_nothing_of_each_other() -> None:
     """Handlers, slots, failures and ends are each one's own."""
     async with runtime_of(in_flight=1) as first, runtime_of(in_flight=1) as second:
@@ -318,10 +320,11 @@ async def test_a_runtime_that_has_raised_leaves_nothing_behind() -> None:
             await runtime.tasks.wait_idle()
     assert runtime.tasks.active() == []
     assert current_runtime.get() is None
-    async with runtime_of() as another:
-        await check_at_rest(another, 256)
+    async with runtime_of(in_flight=2) as another:
+        await check_at_rest(another, 2)
 
 
+@simulate(runs=20)
 async def test_a_cancel_scope_around_the_runtime() -> None:
     """Cancelled from outside, block and tasks end at once, and the scope has caught it; every task that was cut is named."""
     runtime = runtime_of(grace=60)
@@ -339,10 +342,11 @@ async def test_a_cancel_scope_around_the_runtime() -> None:
     assert [handle.id for handle in handles] == [result.task_id for result in runtime.report.cut_short]
 
 
+@simulate(runs=20)
 async def test_a_task_that_is_run_by_the_block_is_cut_with_it() -> None:
     """A shutdown from a task ends what the block itself runs, which learns it as TaskCanceledError."""
     runtime = runtime_of()
-    async with must_end(runtime), runtime:
+    async with runtime:
 
         @runtime.handler("end")
         async def end(given: dict[str, Any]) -> None:
@@ -385,7 +389,7 @@ async def test_what_no_except_exception_may_catch_ends_the_block(error: BaseExce
 
 async def test_what_no_except_exception_may_catch_reaches_who_runs_the_task() -> None:
     """`run` is in the caller's task: it gets the very exception, and nobody else is harmed."""
-    async with runtime_of() as runtime:
+    async with runtime_of(in_flight=2) as runtime:
 
         @runtime.handler("exit")
         async def leave(given: dict[str, Any]) -> None:
@@ -394,4 +398,4 @@ async def test_what_no_except_exception_may_catch_reaches_who_runs_the_task() ->
         with pytest.raises(SystemExit) as caught:
             await runtime.run("exit")
         assert caught.value.code == 3
-        await check_at_rest(runtime, 256)
+        await check_at_rest(runtime, 2)

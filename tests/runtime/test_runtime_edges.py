@@ -24,6 +24,7 @@ from agentcore import (
     TaskState,
     TaskTimeoutError,
 )
+from agentcore.testing import simulate
 
 pytestmark = pytest.mark.anyio
 
@@ -59,24 +60,28 @@ async def fail(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("way", ["move_on_after", "fail_after"])
+@simulate(runs=20)
 async def test_failures_of_the_background_outlive_the_cancellation_of_the_block(way: str) -> None:
     """A block that is cancelled tells what failed in its background, as a task group does."""
-    with pytest.raises(AgentCrashedError) as caught, getattr(anyio, way)(0.02):
+    with pytest.raises(AgentCrashedError) as caught, getattr(anyio, way)(5):
         async with AgentRuntime() as runtime:
             runtime.handler("fail")(fail)
             await runtime.submit("fail")
             await anyio.sleep_forever()
     assert [KeyError] == [type(error.__cause__) for error in caught.value.exceptions]
+    assert 5 == anyio.current_time()
 
 
+@simulate(runs=20)
 async def test_a_failing_clean_up_outlives_the_cancellation_of_the_block() -> None:
     """So it is with an agent whose clean-up fails then."""
     with pytest.raises(AgentCrashedError) as caught:
-        with anyio.move_on_after(0.02):
+        with anyio.move_on_after(5):
             async with AgentRuntime() as runtime:
                 runtime.registry("agents").register("relay", ClumsyRelay(AgentConfig("relay", "test")))
                 await anyio.sleep_forever()
     assert [OSError] == [type(error) for error in caught.value.exceptions]
+    assert 5 == anyio.current_time()
 
 
 @pytest.mark.parametrize(("in_flight", "concurrency", "count"), [(1, 1, 2), (1, 2, 6), (3, 1, 20), (16, 8, 60)])
@@ -161,22 +166,22 @@ async def test_functions_in_threads_may_wait_for_others_in_threads() -> None:
     assert [{"thread"}] * count == [set(result) for result in results]
 
 
+@simulate(runs=20)
 async def test_two_runtimes_in_a_circle() -> None:
     """A task of one runtime that comes back to it by way of another has its slot to go on with."""
-    with anyio.fail_after(5):
-        async with AgentRuntime(RuntimeConfig(in_flight=1)) as outer, AgentRuntime(RuntimeConfig(in_flight=1)) as inner:
-            outer.handler("leaf")(leaf)
+    async with AgentRuntime(RuntimeConfig(in_flight=1)) as outer, AgentRuntime(RuntimeConfig(in_flight=1)) as inner:
+        outer.handler("leaf")(leaf)
 
-            @inner.handler("back")
-            async def back(given: dict[str, Any]) -> dict[str, Any]:
-                return await outer.run("leaf")
+        @inner.handler("back")
+        async def back(given: dict[str, Any]) -> dict[str, Any]:
+            return await outer.run("leaf")
 
-            @outer.handler("there")
-            async def there(given: dict[str, Any]) -> dict[str, Any]:
-                return await inner.run("back")
+        @outer.handler("there")
+        async def there(given: dict[str, Any]) -> dict[str, Any]:
+            return await inner.run("back")
 
-            assert {"leaf": True} == await outer.run("there")
-            assert (0, 0) == (outer.statistics().tasks.in_flight, inner.statistics().tasks.in_flight)
+        assert {"leaf": True} == await outer.run("there")
+        assert (0, 0) == (outer.statistics().tasks.in_flight, inner.statistics().tasks.in_flight)
 
 
 async def test_a_cancellation_out_of_nowhere_is_not_cut_short() -> None:
@@ -197,20 +202,20 @@ async def test_a_cancellation_out_of_nowhere_is_not_cut_short() -> None:
 
 
 @pytest.mark.parametrize("method", ["drain", "shutdown"])
+@simulate(runs=20)
 async def test_ending_the_runtime_in_a_child_that_is_waited_for(method: str) -> None:
     """Whoever waits for the caller is not waited for."""
-    with anyio.fail_after(5):
-        async with AgentRuntime(grace=0.01) as runtime:
+    async with AgentRuntime(grace=60) as runtime:
 
-            @runtime.handler("child")
-            async def child(given: dict[str, Any]) -> None:
-                await getattr(runtime, method)()
+        @runtime.handler("child")
+        async def child(given: dict[str, Any]) -> None:
+            await getattr(runtime, method)()
 
-            @runtime.handler("parent")
-            async def parent(given: dict[str, Any], context: AgentContext) -> None:
-                await (await context.submit("child")).result()
+        @runtime.handler("parent")
+        async def parent(given: dict[str, Any], context: AgentContext) -> None:
+            await (await context.submit("child")).result()
 
-            assert {"result": None} == await runtime.run("parent")
+        assert ({"result": None}, 0) == (await runtime.run("parent"), anyio.current_time())
 
 
 class BadText:

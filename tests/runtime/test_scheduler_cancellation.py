@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ from agentcore import (
     TaskHandle,
     TaskState,
 )
+from agentcore.testing import simulate
 from tests.runtime.parts import Hold, check_at_rest, holding, must_end, runtime_of, start_all, submit_all
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +40,7 @@ def on_asyncio() -> bool:
 
 async def test_cancel_before_the_first_step() -> None:
     """Cancelled right after it was submitted, not a line of it runs."""
-    async with runtime_of() as runtime:
+    async with runtime_of(in_flight=2) as runtime:
         hold = holding(runtime)
         handle = await runtime.submit("hold")
         started_at_once = bool(hold.came)  # with eager tasks
@@ -51,9 +50,10 @@ async def test_cancel_before_the_first_step() -> None:
         assert caught.value.details == {"task_id": handle.id, "type": "hold", "reason": "changed my mind"}
         assert (handle.state, handle.task.attempt) == (TaskState.CANCELED, int(started_at_once))
         assert bool(hold.came) == started_at_once
-        await check_at_rest(runtime, 256)
+        await check_at_rest(runtime, 2)
 
 
+@simulate(runs=20)
 async def test_cancel_in_the_queue() -> None:
     """Cancelled while it waits for its turn, it leaves the line; those behind it move up."""
     async with runtime_of(in_flight=1, queue=2) as runtime:
@@ -69,6 +69,7 @@ async def test_cancel_in_the_queue() -> None:
         await check_at_rest(runtime, 1)
 
 
+@simulate(runs=20)
 async def test_cancel_while_it_runs() -> None:
     """It is CANCELED when it has been unwound, and not before; until then the request shows."""
     async with runtime_of(in_flight=1) as runtime:
@@ -115,6 +116,7 @@ async def test_cancel_without_a_reason() -> None:
             await handle.result()
 
 
+@simulate(runs=20)
 async def test_a_result_in_spite_of_the_cancellation_counts() -> None:
     """A handler that catches the cancellation by a scope of its own and returns has completed."""
     async with runtime_of() as runtime:
@@ -122,15 +124,16 @@ async def test_a_result_in_spite_of_the_cancellation_counts() -> None:
         @runtime.handler("stubborn")
         async def stubborn(given: dict[str, Any]) -> dict[str, Any]:
             with anyio.CancelScope(shield=True):
-                await anyio.sleep(0.02)
+                await anyio.sleep(5)
             return {"done": True}
 
         handle = await runtime.submit("stubborn")
         await anyio.wait_all_tasks_blocked()
         assert handle.cancel()
-        assert await handle.result() == {"done": True}
+        assert (await handle.result(), anyio.current_time()) == ({"done": True}, 5)
 
 
+@simulate(runs=20)
 async def test_a_failing_clean_up_is_told() -> None:
     """What is raised while a cancelled task is unwound is the cause of what the waiter gets."""
     error = OSError("disk full")
@@ -151,6 +154,7 @@ async def test_a_failing_clean_up_is_told() -> None:
         assert caught.value.__cause__ is error
 
 
+@simulate(runs=20)
 async def test_a_failing_clean_up_that_nobody_hears_of_is_raised_at_exit() -> None:
     """Nobody waited for the cancelled task, so the exit tells what went wrong in it."""
     error = OSError("disk full")
@@ -170,6 +174,7 @@ async def test_a_failing_clean_up_that_nobody_hears_of_is_raised_at_exit() -> No
     assert [error] == [leaf.__cause__ for leaf in caught.value.exceptions]
 
 
+@simulate(runs=20)
 async def test_cancel_that_nobody_waits_for_is_no_failure() -> None:
     """Whoever cancels a task knows about it: the exit is silent."""
     async with runtime_of(in_flight=1) as runtime:
@@ -180,9 +185,10 @@ async def test_cancel_that_nobody_waits_for_is_no_failure() -> None:
     assert {TaskState.CANCELED} == {handle.state for handle in handles}
 
 
+@simulate(runs=20)
 async def test_a_task_can_cancel_itself() -> None:
     """By its own handle, at its next checkpoint."""
-    async with runtime_of() as runtime:
+    async with runtime_of(in_flight=2) as runtime:
         handles: list[TaskHandle] = []
 
         @runtime.handler("suicidal")
@@ -192,27 +198,26 @@ async def test_a_task_can_cancel_itself() -> None:
             await anyio.sleep_forever()
 
         handles.append(await runtime.submit("suicidal"))
-        with anyio.fail_after(5), pytest.raises(TaskCanceledError, match="by myself"):
+        with pytest.raises(TaskCanceledError, match="by myself"):
             await handles[0].result()
-        await check_at_rest(runtime, 256)
+        await check_at_rest(runtime, 2)
 
 
 async def test_a_handler_in_a_thread_is_told_of_its_cancellation() -> None:
     """It asks for it by `check_cancelled`, and the task ends when the thread does."""
     async with runtime_of(in_flight=1) as runtime:
-        rounds: list[int] = []
+        begun = anyio.Event()
 
         @runtime.handler("busy")
         def busy(given: dict[str, Any]) -> None:
+            anyio.from_thread.run_sync(begun.set)
             while True:
-                rounds.append(1)
                 anyio.from_thread.check_cancelled()
                 anyio.from_thread.run(anyio.lowlevel.checkpoint)
 
         handle = await runtime.submit("busy")
         with anyio.fail_after(5):
-            while not rounds:
-                await anyio.lowlevel.checkpoint()
+            await begun.wait()
             handle.cancel("stop")
             with pytest.raises(TaskCanceledError, match="stop"):
                 await handle.result()
@@ -233,6 +238,7 @@ WAITS: dict[str, Callable[[AgentRuntime, TaskHandle], Any]] = {
 
 @pytest.mark.parametrize("how", ["scope", "native"])
 @pytest.mark.parametrize("wait", WAITS)
+@simulate(runs=20)
 async def test_who_waits_can_be_cancelled(wait: str, how: str) -> None:
     """By a scope or by `Task.cancel()`: the cancellation comes out as it went in, and only the waiter is hit."""
     if how == "native" and not on_asyncio():
@@ -275,6 +281,7 @@ async def test_who_waits_can_be_cancelled(wait: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["running", "queued"])
+@simulate(runs=20)
 async def test_a_task_whose_caller_is_cancelled_is_canceled(where: str) -> None:
     """`run` belongs to its caller: the state is CANCELED after the unwinding, whatever the caller's scope says then."""
     async with runtime_of(in_flight=1) as runtime:
@@ -293,6 +300,7 @@ async def test_a_task_whose_caller_is_cancelled_is_canceled(where: str) -> None:
         await check_at_rest(runtime, 1)
 
 
+@simulate(runs=20)
 async def test_the_turn_that_comes_with_the_cancellation_is_passed_on() -> None:
     """Whoever is granted a slot and cancelled in the same moment gives it to the next."""
     async with runtime_of(in_flight=1) as runtime:
@@ -311,6 +319,7 @@ async def test_the_turn_that_comes_with_the_cancellation_is_passed_on() -> None:
         assert runtime.statistics().tasks.in_flight == 0
 
 
+@simulate(runs=20)
 async def test_cancelling_the_submitter_leaves_the_task_alone() -> None:
     """What was accepted belongs to the runtime."""
     async with runtime_of() as runtime:
@@ -324,6 +333,7 @@ async def test_cancelling_the_submitter_leaves_the_task_alone() -> None:
         assert await handles[0].result() == {"n": 1}
 
 
+@simulate(runs=20)
 async def test_a_wait_that_is_cancelled_retrieves_nothing() -> None:
     """Whoever gave up waiting has not learned of the failure: the exit tells it."""
     with pytest.raises(AgentCrashedError, match="number 1"):
@@ -395,11 +405,11 @@ async def test_a_cancelled_error_out_of_nowhere() -> None:
     """A handler that awaits a foreign task which was cancelled lets CancelledError out: its task is CANCELED."""
     if not on_asyncio():
         return
-    async with runtime_of() as runtime:
+    async with runtime_of(in_flight=2) as runtime:
 
         @runtime.handler("foreign")
         async def foreign(given: dict[str, Any]) -> None:
-            sleeper = asyncio.create_task(asyncio.sleep(60))
+            sleeper = asyncio.create_task(anyio.sleep_forever())
             await asyncio.sleep(0)
             sleeper.cancel()
             await sleeper
@@ -407,12 +417,13 @@ async def test_a_cancelled_error_out_of_nowhere() -> None:
         handle = await runtime.submit("foreign")
         with pytest.raises(TaskCanceledError):
             await handle.result()
-        await check_at_rest(runtime, 256)
+        await check_at_rest(runtime, 2)
 
 
 # Of the runtime's own waits.
 
 
+@simulate(runs=20)
 async def test_two_who_drain_at_once_both_return() -> None:
     """Each of them hears of the end of the last task."""
     async with runtime_of() as runtime:
@@ -421,7 +432,7 @@ async def test_two_who_drain_at_once_both_return() -> None:
         drained: list[bool] = []
 
         async def drain() -> None:
-            drained.append(await runtime.drain(2))
+            drained.append(await runtime.drain())
 
         async with anyio.create_task_group() as group:
             await start_all(group, drain, drain, drain)
@@ -429,45 +440,44 @@ async def test_two_who_drain_at_once_both_return() -> None:
         assert drained == [True, True, True]
 
 
+@simulate(runs=20)
 async def test_two_tasks_that_drain_do_not_wait_for_each_other() -> None:
     """Each of two handlers waits for the rest to be idle: they are the rest, and it is."""
     async with runtime_of(in_flight=2) as runtime:
+        begin = anyio.Event()
 
         @runtime.handler("last")
         async def last(given: dict[str, Any]) -> dict[str, Any]:
-            await anyio.lowlevel.checkpoint()
-            return {"drained": await runtime.drain(1)}
+            await begin.wait()
+            return {"drained": await runtime.drain()}
 
         handles = await submit_all(runtime, "last", 2)
+        begin.set()
         assert [{"drained": True}] * 2 == [await handle.result() for handle in handles]
 
 
-TWO_SHUTDOWNS = """
-import sys, anyio, anyio.lowlevel
-from agentcore import AgentRuntime
-
-async def main():
+@simulate(runs=20)
+async def test_two_tasks_that_shut_down_do_not_wait_for_each_other() -> None:
+    """Each of two handlers decides that it is over; both wait shielded, so that no scope could end a circle."""
     async with AgentRuntime() as runtime:
+        begin = anyio.Event()
+
         @runtime.handler("fatal")
-        async def fatal(given):
-            await anyio.lowlevel.checkpoint()
+        async def fatal(given: dict[str, Any]) -> None:
+            await begin.wait()
             await runtime.shutdown(grace=0)
-        for handle in [await runtime.submit("fatal"), await runtime.submit("fatal")]:
+
+        handles = await submit_all(runtime, "fatal", 2)
+        begin.set()
+        for handle in handles:
             await handle.wait()
 
-anyio.run(main, backend=sys.argv[1])
-"""
 
-
-def test_two_tasks_that_shut_down_do_not_wait_for_each_other(anyio_backend_name: str) -> None:
-    """Each of two handlers decides that it is over. In a process: both wait shielded, and no scope could end that."""
-    subprocess.run([sys.executable, "-c", TWO_SHUTDOWNS, anyio_backend_name], timeout=5, check=True)
-
-
+@simulate(runs=20)
 async def test_a_task_that_shuts_down_and_goes_on_is_cancelled_at_the_exit() -> None:
     """`shutdown` inside of a task cannot end that task; leaving the block can."""
     runtime = runtime_of()
-    async with must_end(runtime), runtime:
+    async with runtime:
         shut = anyio.Event()
 
         @runtime.handler("last")
@@ -481,6 +491,7 @@ async def test_a_task_that_shuts_down_and_goes_on_is_cancelled_at_the_exit() -> 
     assert handle.state is TaskState.CANCELED
 
 
+@simulate(runs=20)
 async def test_drain_inside_of_a_task_waits_for_the_others() -> None:
     """Not for itself, and not for those who wait for it."""
     async with runtime_of() as runtime:
@@ -507,23 +518,25 @@ async def test_drain_inside_of_a_task_waits_for_the_others() -> None:
 
 
 @pytest.mark.parametrize("cancelled", ["in the grace", "before"])
+@simulate(runs=20)
 async def test_a_cancelled_shutdown_cuts_at_once(cancelled: str) -> None:
     """Cancellation of who shuts down ends the grace, not the rest: all is unwound, the report is there."""
     runtime = runtime_of(grace=60)
-    async with must_end(runtime), runtime:
+    async with runtime:
         handle = await runtime.submit("hang")
         await anyio.wait_all_tasks_blocked()
         with anyio.CancelScope() as scope:
             if cancelled == "before":
                 scope.cancel()
             else:
-                scope.deadline = anyio.current_time() + 0.02
+                scope.deadline = anyio.current_time() + 5
             await runtime.shutdown(reason="closing time")
         assert scope.cancelled_caught
         assert handle.state is TaskState.CANCELED
         assert runtime.report is not None
         assert [handle.id] == [result.task_id for result in runtime.report.cut_short]
         assert handle.task.cancel_reason == "closing time"
+        assert anyio.current_time() == (5 if cancelled == "in the grace" else 0)
 
 
 async def test_many_cancellations_in_a_storm() -> None:

@@ -7,7 +7,8 @@ checks itself afterwards: nothing is held, nothing runs, every task has ended on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypeAlias, final
 
@@ -82,6 +83,7 @@ class Scenario:
     async def run(self) -> None:
         """Go through it once, undisturbed."""
         async with self.build() as state:
+            state.undisturbed = True
             await self.act(state)
             await state.check()
 
@@ -109,7 +111,15 @@ def scenario(build: Callable[[], State], *covers: str, **rules: Any) -> Callable
 
 
 class State:
-    """What a scenario works on. Entered before it, left after the check."""
+    """What a scenario works on. Entered before it, left after the check.
+
+    Attributes:
+        undisturbed: whether nothing is cancelled in this run, so that everything has to come as expected.
+        late: whether a deadline may have passed anywhere, that of `handle_error` included.
+    """
+
+    undisturbed = False
+    late = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,8 +129,22 @@ class State:
     ) -> None:
         return None
 
+    def expect(self, holds: object) -> None:
+        """Check what must hold if nothing is cancelled, and need not if a deadline has passed on the way."""
+        assert holds or not self.undisturbed
+
+    @contextmanager
+    def raises(self, *errors: type[BaseException]) -> Generator[None]:
+        """Expect an error in the block: it has to be raised if nothing is cancelled, and may be otherwise."""
+        try:
+            yield
+        except errors:
+            return
+        self.expect(False)
+
     async def check(self) -> None:
         """Look at what is left: no task, and no trace in the context."""
+        await current_simulation().settle()
         assert [0] == [task.task for task in current_simulation().tasks()]
         assert (None, None, ()) == (current_execution.get(), current_job.get(), current_terminations.get())
         assert waits._waits == {}
@@ -154,7 +178,7 @@ class Worker(BaseAgent):
         self.inside = self.peak = 0
         self._first = initialize
         self._handling = handle
-        self._clean_up = clean_up
+        self._cleaning = clean_up
 
     async def initialize(self) -> bool:
         index = min(self.begun["initialize"], len(self._first) - 1)
@@ -179,7 +203,7 @@ class Worker(BaseAgent):
         return AgentResult.error_result({"error_type": type(error).__name__, "message": str(error)})
 
     async def terminate(self) -> None:
-        await self._do("terminate", self._clean_up)
+        await self._do("terminate", self._cleaning)
 
     def mend(self) -> None:
         """Have everything succeed from now on."""
@@ -217,9 +241,11 @@ _SECONDS: Final[Mapping[str, float]] = {"sleep": 1.0, "long": 60.0, "hang": floa
 async def check_agent(agent: BaseAgent, *, broken: bool = False) -> None:
     """Check that an agent does nothing, holds nothing, and takes on as much as ever."""
     metrics = agent.metrics
-    states = [AgentState.IDLE, AgentState.TERMINATED, *([AgentState.ERROR] if broken else [])]
-    assert agent.state in states
-    assert (0, 0, 0) == (metrics.running, metrics.waiting, agent._slots.in_use)
+    allowed = [AgentState.IDLE, AgentState.TERMINATED, *([AgentState.ERROR] if broken else [])]
+    assert agent.state in allowed
+    # Nobody can ever wait for a slot of an agent that is terminated: what is in use then tells nothing.
+    in_use = 0 if agent.is_terminated else agent._slots.in_use
+    assert (0, 0, 0) == (metrics.running, metrics.waiting, in_use)
     assert ({}, None) == (agent._scopes, agent._initializing)
     assert metrics.cancellations + metrics.failures <= metrics.executions
     if isinstance(agent, Worker):
@@ -276,7 +302,7 @@ class Agents(State):
         for agent in self.agents:
             if isinstance(agent, Worker):
                 agent.mend()
-            await check_agent(agent, broken=self._broken)
+            await check_agent(agent, broken=self._broken or self.late)
         await super().check()
 
     async def execute(self, what: str = "work", agent: int = 0, **parameters: Any) -> AgentResult:
@@ -322,6 +348,7 @@ class Runtime(State):
         self.told: list[BaseException] = []
         """What the runtime raised at its end, leaf by leaf."""
         self._now: Counter[str] = Counter()
+        self._nested = False
         self._concurrency = concurrency
         self._lose = lose
         self._limits = limits
@@ -336,9 +363,11 @@ class Runtime(State):
         async def handle(given: dict[str, Any]) -> dict[str, Any]:
             self._now[word] += 1
             self.peak[word] = max(self.peak[word], self._now[word])
+            self.peak["all"] = max(self.peak["all"], self._now.total())
             try:
                 await do(word)
                 if "then" in given:
+                    self._nested = True
                     return {"then": await given["then"]()}
                 return {"word": word}
             finally:
@@ -410,11 +439,10 @@ class Runtime(State):
         """Let the runtime's tasks end, unless it has ended itself; look at everything."""
         if self.inside:
             await self.check_closed()
-        elif self.runtime.tasks.state == "open":
-            await self._check_at_rest()
-            await self._check_slots()
         else:
             await self._check_at_rest()
+            if self.runtime.tasks.state == "open":
+                await self._check_slots()
         await super().check()
 
     async def _check_at_rest(self) -> None:
@@ -448,7 +476,9 @@ class Runtime(State):
         for handle in self.handles:
             assert handle.is_done
             assert handle.id in accepted
-        assert max(self.peak.values(), default=0) <= (self._concurrency or LONG)
+        # What waits for its children has lent its slot, but is still inside.
+        assert self._nested or self.peak["all"] <= runtime.config.in_flight
+        assert max((self.peak[word] for word in self.words), default=0) <= (self._concurrency or LONG)
         for _, agent in runtime.agents._functions.values():
             assert (0, 0, 0) == (agent.metrics.running, agent.metrics.waiting, agent._slots.in_use)
             assert agent.state in (AgentState.IDLE, AgentState.ERROR)
@@ -484,11 +514,12 @@ class Runtime(State):
         assert runtime.tasks.state == "closed"
         assert current_runtime.get() is None
         self.check_tasks()
-        report = runtime.report
-        assert report is not None
         for agent in self.agents:
             assert agent.state is AgentState.TERMINATED
             await check_agent(agent)
+        report = runtime.report
+        assert report is not None
+        assert all(result.state in (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED) for result in report.cut_short)
         with anyio.fail_after(LONG):
             for handle in self.handles:
                 await handle.wait()
@@ -500,7 +531,8 @@ class Runtime(State):
         told = [error for error in self.told if isinstance(error, CoreError)]
         ids = [error.details.get("task_id") for error in told if error.details]
         for handle in failed:
-            assert handle.id in self._retrieved or handle.id in ids
+            crashed = handle.task.type == "crash" and any(isinstance(error, Crash) for error in self.told)
+            assert crashed or handle.id in self._retrieved or handle.id in ids
         others = [error for error in self.told if not (isinstance(error, CoreError) and error.details)]
         assert {type(error).__name__ for error in others} <= set(self._lose)
 

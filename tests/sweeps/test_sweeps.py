@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 import pytest
 
-from agentcore.testing import BACKENDS, cancel_everywhere, explore
+from agentcore import CoreError
+from agentcore.testing import BACKENDS, FIFO, cancel_everywhere, explore
 from agentcore.testing._simulation import Backend
-from tests.sweeps import of_agents, of_runtime, of_tasks
-from tests.sweeps.scenarios import TABLE, Scenario
 
-EVERYTHING = (of_agents, of_runtime, of_tasks)
-SCHEDULES = 20
+MODULES = ("scenarios", "of_agents", "of_runtime", "of_tasks")
+pytest.register_assert_rewrite(*(f"tests.sweeps.{module}" for module in MODULES))
+
+from tests.sweeps import of_agents, of_runtime, of_tasks  # noqa: E402 - after the line above
+from tests.sweeps.scenarios import TABLE, Scenario, State  # noqa: E402
+
+FILLED_BY = (of_agents, of_runtime, of_tasks)
+RUNS = 20
+SCHEDULES = (FIFO, "walk/1", "rare/2")
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 scenarios = pytest.mark.parametrize("scenario", TABLE.values(), ids=list(TABLE))
@@ -19,19 +27,42 @@ scenarios = pytest.mark.parametrize("scenario", TABLE.values(), ids=list(TABLE))
 @scenarios
 def test_cancelled_everywhere(scenario: Scenario, backend: Backend) -> None:
     """However it is cut short, nothing is held, nothing runs, everything has ended once, and the next call works."""
-    report = cancel_everywhere(
+    cancel_everywhere(
         scenario.act,
         build=scenario.build,
-        check=lambda state: state.check(),
+        check=check,
+        modes=("block", "wake", "native"),
         backends=(backend,),
+        schedules=SCHEDULES,
         allow=scenario.allow,
         strict=scenario.strict,
         within=scenario.within,
     )
-    assert report.points[backend, "wake"]
+
+
+@scenarios
+def test_deadlines_pass_everywhere(scenario: Scenario, backend: Backend) -> None:
+    """The same holds if a deadline passes at any moment; it may be told by an error of this library."""
+    cancel_everywhere(
+        scenario.act,
+        build=scenario.build,
+        check=check_late,
+        modes=("deadline",),
+        backends=(backend,),
+        allow=(*scenario.allow, CoreError),
+    )
 
 
 @scenarios
 def test_in_any_order(scenario: Scenario, backend: Backend) -> None:
     """The same holds without a cancellation, whoever goes next."""
-    explore(scenario.run, backend=backend, runs=SCHEDULES).unwrap()
+    explore(scenario.run, backend=backend, runs=RUNS).unwrap()
+
+
+def check(state: State) -> Awaitable[None]:
+    return state.check()
+
+
+def check_late(state: State) -> Awaitable[None]:
+    state.late = True
+    return state.check()

@@ -1,0 +1,234 @@
+"""A state machine of Hypothesis whose rules drive a simulation."""
+
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext, suppress
+from typing import Any, ClassVar, Self, TypeVar, TypeVarTuple, cast
+
+import anyio
+import anyio.lowlevel
+
+from agentcore._interop import split_cancellation
+
+from ._faults import Injection, default_scope
+from ._schedule import FIFO, Ready, Schedule, Strategy
+from ._simulation import BACKENDS, Backend, Simulation
+from ._strategies import schedules, stateful
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+
+
+class _Order:
+    """An order that is known only after the simulation has begun."""
+
+    def __init__(self) -> None:
+        self.strategy: Strategy = FIFO.start()
+
+    def choose(self, ready: Sequence[Ready], current: int | None) -> int:
+        return self.strategy.choose(ready, current)
+
+
+class SimMachine(stateful.RuleBasedStateMachine):
+    """Drives one simulation for each example, from rules that are synchronous.
+
+        class PoolMachine(SimMachine):
+            @initialize(size=st.integers(1, 3))
+            def open(self, size):
+                self.pool = self.enter(Pool, size)
+
+            @rule(seconds=st.floats(0, 10))
+            def work(self, seconds):
+                self.sim.run(self.pool.submit, anyio.sleep, seconds)
+
+            @rule()
+            def wait(self):
+                self.sim.run(anyio.sleep, 5)
+
+            @invariant()
+            def is_bounded(self):
+                assert self.pool.busy <= self.pool.size
+
+        TestPoolOnAsyncio = PoolMachine.on("asyncio").TestCase
+        TestPoolOnTrio = PoolMachine.on("trio").TestCase
+
+    Between two calls of `sim.run` time stands still and no task runs. What the simulation finds, such as a deadlock, is the
+    failure of the rule that it came up in; what is left behind at the end of an example is a failure as well.
+
+    Hypothesis draws the order of the tasks with a rule of its own, `follow`. It runs rules marked `initialize` in any order:
+    those that come before it run in the order of an event loop.
+    """
+
+    backend: ClassVar[Backend] = "asyncio"
+    """Where the simulations run."""
+    options: ClassVar[dict[str, Any]] = {}
+    """Further arguments of `Simulation`. With a `schedule` among them, that is the order of every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What is being handled around the example: no failure of it.
+        self._around = sys.exception()
+        self._order = _Order()
+        self._blocks = _Blocks()
+        self._simulation: Simulation | None = None
+
+    @classmethod
+    def on(cls, backend: Backend) -> type[Self]:
+        """Return the same machine for another backend, with the settings that this one has now.
+
+        Args:
+            backend: `asyncio` or `trio`.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if backend not in BACKENDS:
+            raise ValueError(f"a machine runs on one of {', '.join(BACKENDS)}: got {backend!r}")
+        members = {"backend": backend, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        machine = cast("type[Self]", type(f"{cls.__name__}On{backend.capitalize()}", (cls,), members))
+        machine.TestCase.settings = cls.TestCase.settings
+        return machine
+
+    @property
+    def sim(self) -> Simulation:
+        """The simulation of this example. Not for `__init__`: nobody would close it if that raises."""
+        if self._simulation is None:
+            self._simulation = Simulation(self.backend, **{"schedule": self._order, **self.options})
+        return self._simulation
+
+    @stateful.initialize(schedule=schedules())
+    def follow(self, schedule: Schedule) -> None:
+        """Follow an order from now on."""
+        self._order.strategy = schedule.start()
+
+    def enter(
+        self,
+        function: Callable[[*Args], AbstractAsyncContextManager[T, Any] | AbstractContextManager[T, Any]],
+        *args: *Args,
+    ) -> T:
+        """Enter a context manager in the simulation, and leave it when the example ends, the last one first.
+
+        In between, rules run inside of it. In an example that has failed it is left by cancellation.
+
+        Args:
+            function: makes the context manager, synchronous or not: ``self.enter(AgentRuntime)``,
+                ``self.enter(inject, plan, targets)``.
+            *args: its arguments.
+
+        Returns:
+            What entering it gives.
+
+        Raises:
+            BaseException: whatever comes of making and entering it. What it raises later, because a task of it has failed, is
+                raised by the `sim.run` in which that happens, and the block is left then.
+        """
+        value: T = self.sim.run(self._blocks.host, self.sim, function, args)
+        return value
+
+    def finish(self) -> None:
+        """Check what must hold in the end: override it. Does nothing by default.
+
+        Called at the end of each example that has not failed, before what was entered is left. As with invariants, not before
+        all rules marked `initialize` have run.
+        """
+
+    def teardown(self) -> None:
+        """End the example. Who overrides it calls this last; `finish` is the better place for checks."""
+        error = sys.exception()
+        failed = error is not None and error is not self._around
+        try:
+            if not failed and not self._initialize_rules_to_run:
+                self.finish()
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            self._end(failed=failed)
+
+    def _end(self, *, failed: bool) -> None:
+        if self._simulation is None:
+            return
+        # What is found in a simulation that has failed already follows from that, and must not take its place.
+        with suppress(Exception) if failed else nullcontext(), self._simulation:
+            self._blocks.leave_all(self._simulation, cancel=failed)
+
+
+class _Blocks:
+    """Context managers that are open in the main task of a simulation while nobody runs anything there.
+
+    What `Simulation.run` runs has a scope around it and so must leave what it enters. What keeps a block open is a function
+    that does not end: it gives control back to the caller, and serves the next calls inside of the block.
+    """
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._cancel = False
+        self._injections: list[Injection] = []
+
+    def leave_all(self, simulation: Simulation, *, cancel: bool) -> None:
+        """Leave all blocks from outside, the innermost first."""
+        self._cancel = cancel
+        if self._open and not simulation._closed:
+            try:
+                simulation.run(_leave)
+            finally:
+                self.leave_all(simulation, cancel=cancel)
+
+    async def host(self, simulation: Simulation, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Open a block, answer the call, and keep the block open until it is left."""
+        self._open += 1
+        try:
+            with anyio.CancelScope() as scope:
+                async with AsyncExitStack() as stack:
+                    manager = make(*args)
+                    is_async = hasattr(manager, "__aenter__")
+                    value = await stack.enter_async_context(manager) if is_async else stack.enter_context(manager)
+                    if isinstance(value, Injection) and value.scope is default_scope.get():
+                        self._injections.append(value)
+                    _answer(simulation, value)
+                    await self._serve_all(simulation)
+                    if self._cancel:
+                        scope.cancel("the example has failed")
+                        await anyio.lowlevel.checkpoint()
+        finally:
+            self._open -= 1
+
+    async def _serve_all(self, simulation: Simulation) -> None:
+        while not simulation._closing:
+            asked = simulation._asked = anyio.Event()
+            await asked.wait()
+            if simulation._command is not None:
+                function, args = simulation._command
+                if function is _leave:
+                    return
+                await self._serve(simulation, function, args)
+
+    async def _serve(
+        self, simulation: Simulation, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+    ) -> None:
+        """Run one function, as the simulation itself does where no block is open."""
+        value = None
+        try:
+            with anyio.CancelScope() as simulation._scope:
+                default_scope.set(simulation._scope)
+                for injection in (simulation.injection, *self._injections):
+                    if injection is not None:
+                        injection.scope = simulation._scope
+                value = await function(*args)
+        except BaseException as error:
+            if split_cancellation(error)[0]:
+                raise  # the block is cancelled; why comes to light when it is left
+            simulation._error = error
+        if simulation._command is not None:  # as it is, unless the simulation ends with the block still open
+            _answer(simulation, value)
+
+
+def _answer(simulation: Simulation, value: Any) -> None:
+    """End a call of `Simulation.run`, as the simulation itself does."""
+    simulation._value = value
+    simulation._command = None
+    simulation._loop.stop()
+
+
+async def _leave() -> None:
+    """Stand for the request to leave the innermost block."""

@@ -1,0 +1,703 @@
+"""The pytest plugin: its fixtures, its marker and options, beside other plugins, in sessions of their own."""
+
+import argparse
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from agentcore import AgentRuntime
+from agentcore.testing import FaultPlan, InjectedFault, Simulation, _plugin, inject
+from agentcore.testing import _replay as replay_module
+
+FAILED, USAGE = 1, 4
+
+SETTINGS = """\
+[pytest]
+addopts = -p no:cacheprovider -rA --strict-markers
+filterwarnings = error
+asyncio_default_fixture_loop_scope = function
+"""
+
+
+class Project:
+    """A project with tests, which run in processes of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.write("pytest.ini", SETTINGS)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def test(self, *arguments: str, status: int = 0, **environment: str) -> str:
+        """Run pytest, check how it ends, and return what it says."""
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AGENTCORE_", "PYTEST_"))
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *arguments],
+            cwd=self.root,
+            env={**inherited, "COLUMNS": "80", **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == status, said
+        return said
+
+    def lines(self, name: str) -> list[str]:
+        """Return what the tests have written into a file, and take it away."""
+        path = self.root / name
+        found = path.read_text(encoding="utf-8").splitlines()
+        path.unlink()
+        return found
+
+
+def outcomes(said: str) -> dict[str, list[str]]:
+    """Return the names of the tests by what became of them, as the summary tells."""
+    found: dict[str, list[str]] = {}
+    for outcome, name in re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) \S*?::(\S+)", said, re.MULTILINE):
+        found.setdefault(outcome, []).append(name)
+    return {outcome: sorted(names) for outcome, names in found.items()}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """An empty project."""
+    return Project(tmp_path)
+
+
+# ---------------------------------------------------------------- fixtures, in this session
+
+
+def test_sim_runs_on_each_backend(sim: Simulation, request: pytest.FixtureRequest) -> None:
+    """A test that takes `sim` is one test for each backend, in virtual time."""
+    assert request.node.name == f"test_sim_runs_on_each_backend[{sim.backend}]"
+    sim.run(anyio.sleep, 3600)
+    assert sim.now == 3600
+
+
+@pytest.mark.sim(backend="asyncio", plan="api.fetch#1:raise", trace=True)
+class TestMarker:
+    """The marker says how the simulation is made; what stands closer to the test has the last word."""
+
+    async def fetch(self) -> str:
+        await anyio.sleep(1)
+        return "fetched"
+
+    def test_of_class(self, sim: Simulation, fault_plan: FaultPlan) -> None:
+        assert sim.backend == "asyncio"
+        assert fault_plan == FaultPlan.parse("api.fetch#1:raise")
+        assert sim.trace == ()
+        sim.run(anyio.sleep, 1)
+        assert sim.trace != ()
+
+    @pytest.mark.sim(backend=["trio"], plan=FaultPlan.parse("api.fetch#1:delay(5)"))
+    def test_of_function(self, sim: Simulation, fault_plan: FaultPlan) -> None:
+        assert sim.backend == "trio"
+        assert str(fault_plan) == "api.fetch#1:delay(5.0)"
+
+    def test_plan_for_inject(self, fault_plan: FaultPlan, sim: Simulation) -> None:
+        """The plan can be put to work where the test wants it."""
+
+        async def main() -> None:
+            with inject(fault_plan, {"api.fetch": (self, "fetch")}), pytest.raises(InjectedFault):
+                await self.fetch()
+            assert await self.fetch() == "fetched"
+
+        sim.run(main)
+
+    @pytest.mark.sim(plan="far.away#1:raise", targets={"far.away": (anyio, "sleep")})
+    def test_plan_at_work(self, sim: Simulation) -> None:
+        """In a simulation of the fixture the plan is at work by itself."""
+
+        async def main() -> None:
+            await anyio.sleep(1)
+
+        with pytest.raises(InjectedFault):
+            sim.run(main)
+
+
+def test_without_a_marker_there_are_no_faults(fault_plan: FaultPlan) -> None:
+    """The plan is empty then, not None."""
+    assert fault_plan == FaultPlan()
+
+
+@pytest.mark.anyio
+async def test_runtime_is_entered_in_the_task_of_the_test(agent_runtime: AgentRuntime) -> None:
+    """It is the current one, and runs tasks."""
+
+    @agent_runtime.handler("double")
+    async def double(given: dict[str, Any]) -> dict[str, Any]:
+        await anyio.sleep(0)
+        return {"twice": 2 * given["number"]}
+
+    assert AgentRuntime.current() is agent_runtime
+    result = await agent_runtime.run("double", {"number": 4})
+    assert result.output == {"twice": 8}
+
+
+def test_sim_by_its_name(request: pytest.FixtureRequest) -> None:
+    """Asked for while the test runs, it comes on the first backend."""
+    sim: Simulation = request.getfixturevalue("sim")
+    assert sim.backend == "asyncio"
+
+
+# ---------------------------------------------------------------- passive
+
+
+def test_plugin_imports_little() -> None:
+    """Only pytest and the standard library, at the top of its file."""
+    tree = ast.parse(Path(_plugin.__file__).read_text(encoding="utf-8"))
+    names = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names += [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append("." if node.level else str(node.module).partition(".")[0])
+    assert {name for name in names if name not in sys.stdlib_module_names} == {"pytest"}
+    assert "asyncio" not in names
+
+
+def test_plugin_knows_the_variable() -> None:
+    """It stands in two files, of which one is too much to import for it."""
+    assert replay_module.VARIABLE == _plugin.VARIABLE
+
+
+def test_plugin_is_found_by_its_entry_point() -> None:
+    """Installing the package is enough."""
+    (entry,) = entry_points(group="pytest11", name="agentcore")
+    assert entry.value == "agentcore.testing._plugin"
+
+
+def test_plugin_is_passive(project: Project) -> None:
+    """It loads nothing that can wait, and a project's own fixtures of the same names stay as they are."""
+    project.write(
+        "conftest.py",
+        """\
+import pytest
+
+@pytest.fixture
+def sim():
+    return "sim"
+
+@pytest.fixture
+def fault_plan(sim):
+    return f"{sim} plan"
+
+@pytest.fixture
+def agent_runtime():
+    return "runtime"
+""",
+    )
+    project.write(
+        "test_own.py",
+        """\
+import sys
+
+def test_loads_little():
+    assert "agentcore.testing._plugin" in sys.modules
+    assert [name for name in ("cattrs", "hypothesis", "rich", "trio", "uvloop") if name in sys.modules] == []
+
+def test_own_fixtures(sim, fault_plan, agent_runtime):
+    assert (sim, fault_plan, agent_runtime) == ("sim", "sim plan", "runtime")
+""",
+    )
+    said = project.test("-p", "agentcore", "--markers", "test_own.py", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert "@pytest.mark.sim(backend=None, **options): " in said
+    said = project.test("-p", "agentcore", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert outcomes(said) == {"PASSED": ["test_loads_little", "test_own_fixtures"]}
+    assert "agentcore: " not in said
+
+
+# ---------------------------------------------------------------- beside other plugins
+
+SIMULATED = """\
+import anyio
+import pytest
+from hypothesis import given, settings, strategies
+from agentcore import AgentRuntime
+from agentcore.testing import simulate
+
+@pytest.fixture
+def number():
+    return 4
+
+@simulate(runs=3)
+async def test_plain():
+    await anyio.sleep(3600)
+
+@simulate(runs=3)
+async def test_parameters(number, sim, tmp_path, agent_runtime):
+    assert number == 4
+    assert tmp_path.is_dir()
+    assert AgentRuntime.current() is agent_runtime
+    await anyio.sleep(5)
+    assert sim.now == 5
+
+class TestMethods:
+    @pytest.mark.parametrize("seconds", [1, 2])
+    @simulate(runs=2)
+    async def test_above(self, seconds, number, sim):
+        assert isinstance(self, TestMethods)
+        await anyio.sleep(seconds * number)
+        assert sim.now == seconds * number
+
+    @simulate(runs=2)
+    @pytest.mark.parametrize("seconds", [1, 2])
+    async def test_below(self, seconds, sim):
+        await anyio.sleep(seconds)
+        assert sim.now == seconds
+
+@settings(deadline=None, database=None, max_examples=5)
+@given(seconds=strategies.integers(0, 9))
+@pytest.mark.parametrize("factor", [1])
+@simulate(runs=2)
+async def test_given(factor, seconds, sim):
+    await anyio.sleep(seconds * factor)
+    assert sim.now == seconds
+"""
+IN_SIMULATED = [
+    "TestMethods::test_above[1]",
+    "TestMethods::test_above[2]",
+    "TestMethods::test_below[1]",
+    "TestMethods::test_below[2]",
+    "test_given[1]",
+    "test_parameters",
+    "test_plain",
+]
+MARKED = """\
+import asyncio
+import anyio
+import pytest
+import trio
+from agentcore import AgentRuntime
+
+@pytest.fixture
+async def answer():
+    yield 42
+
+@pytest.mark.anyio
+async def test_anyio(answer, agent_runtime):
+    assert answer == 42
+    assert AgentRuntime.current() is agent_runtime
+    await anyio.sleep(0)
+
+@pytest.mark.asyncio
+async def test_asyncio():
+    await asyncio.sleep(0)
+
+@pytest.mark.trio
+async def test_trio(answer, nursery):
+    assert answer == 42
+    await trio.sleep(0)
+
+def test_sim(sim):
+    sim.run(anyio.sleep, 60)
+    assert sim.now == 60
+"""
+IN_MARKED = [
+    "test_anyio[asyncio]",
+    "test_anyio[trio]",
+    "test_asyncio",
+    "test_sim[asyncio]",
+    "test_sim[trio]",
+    "test_trio",
+]
+ON_ASYNCIO = """\
+import asyncio
+import pytest
+from agentcore.testing import simulate
+
+@pytest.fixture(scope="module")
+async def loop():
+    return asyncio.get_running_loop()
+
+async def test_unmarked():
+    await asyncio.sleep(0)
+
+@simulate(runs=2)
+async def test_with_their_fixture(loop, sim):
+    assert not loop.is_closed()
+    await asyncio.sleep(9) if sim.backend == "asyncio" else None
+
+async def test_after(loop):
+    await asyncio.sleep(0)
+"""
+ON_TRIO = """\
+import trio
+
+async def test_unmarked(autojump_clock, nursery):
+    nursery.start_soon(trio.sleep, 5)
+    await trio.sleep(9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files", "expected"),
+    [
+        pytest.param(["-n", "0"], {"test_marked.py": MARKED}, IN_MARKED, id="strict"),
+        pytest.param(
+            ["--asyncio-mode=auto"],
+            {"test_on_asyncio.py": ON_ASYNCIO},
+            ["test_after", "test_unmarked", "test_with_their_fixture"],
+            id="asyncio_mode",
+        ),
+        pytest.param(["-o", "trio_mode=true"], {"test_on_trio.py": ON_TRIO}, ["test_unmarked"], id="trio_mode"),
+        pytest.param(["--asyncio-mode=auto", "-o", "trio_mode=true", "-n", "2"], {}, [], id="both_modes_xdist"),
+        pytest.param(
+            ["-p", "no:agentcore", "-p", "no:anyio", "-p", "no:asyncio", "-p", "no:trio", "-p", "no:xdist"],
+            {},
+            [],
+            id="alone",
+        ),
+    ],
+)
+def test_simulated_tests_beside_other_plugins(
+    project: Project, arguments: list[str], files: dict[str, str], expected: list[str]
+) -> None:
+    """They are plain functions for every plugin, whatever else runs in the session, without a single warning."""
+    project.write("test_simulated.py", SIMULATED)
+    for name, text in files.items():
+        project.write(name, text)
+    said = project.test(*arguments)
+    assert outcomes(said) == {"PASSED": sorted([*IN_SIMULATED, *expected])}
+
+
+REFUSED = """\
+import anyio
+import pytest
+from agentcore import AgentRuntime
+
+@pytest.mark.asyncio
+async def test_of_asyncio(agent_runtime):
+    pass
+
+@pytest.mark.trio
+async def test_of_trio(agent_runtime):
+    pass
+
+def test_plain(agent_runtime):
+    pass
+
+@pytest.mark.sim(backend="trio")
+@pytest.mark.anyio
+async def test_sim_in_async_test(sim, anyio_backend):
+    pass
+
+@pytest.mark.sim("trio")
+def test_marker_with_position(fault_plan):
+    pass
+
+@pytest.mark.sim(backend="asyncio", schedules="walk/3")
+def test_marker_with_unknown_option(sim):
+    pass
+
+@pytest.mark.sim(backend="curio")
+def test_marker_with_unknown_backend(sim):
+    pass
+
+async def forever():
+    import asyncio
+    asyncio.get_running_loop().left = asyncio.create_task(anyio.sleep_forever(), name="left")
+    await anyio.sleep(1)
+
+@pytest.mark.sim(backend="asyncio")
+def test_leak(sim):
+    sim.run(forever)
+
+@pytest.mark.sim(backend="asyncio")
+def test_failure_and_leak(sim):
+    sim.run(forever)
+    assert sim.now == 2
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+runtimes = []
+
+@pytest.mark.anyio
+async def test_failure_in_runtime(agent_runtime):
+    runtimes.append(agent_runtime)
+    agent_runtime.handler("stuck")(lambda given: anyio.sleep_forever())
+    await agent_runtime.submit("stuck")
+    await anyio.lowlevel.checkpoint()
+    assert not runtimes
+
+def test_what_became_of_it():
+    assert runtimes[0].report.reason == "the test has failed"
+"""
+
+
+def test_what_cannot_be_is_told(project: Project) -> None:
+    """Each mistake gives one message that says what to write instead, and nothing goes wrong behind it."""
+    project.write("test_refused.py", REFUSED)
+    said = project.test(status=FAILED)
+    assert outcomes(said) == {
+        "PASSED": ["test_leak", "test_what_became_of_it"],
+        "FAILED": ["test_failure_and_leak", "test_failure_in_runtime"],
+        "ERROR": [
+            "test_leak",
+            "test_marker_with_position",
+            "test_marker_with_unknown_backend[curio]",
+            "test_marker_with_unknown_option[asyncio]",
+            "test_of_asyncio",
+            "test_of_trio",
+            "test_plain",
+            "test_sim_in_async_test[trio]",
+        ],
+    }
+    for told in (
+        "the fixture `agent_runtime` is for `async def` tests that AnyIO's plugin runs, by `pytest.mark.anyio`: "
+        "pytest-asyncio runs this one; write `async with AgentRuntime() as runtime:` in the test, or make it a test of "
+        "@simulate",
+        "`pytest.mark.anyio`: pytest-trio runs this one; write",
+        "`pytest.mark.anyio`: this one is a plain function; write",
+        "the fixture `sim` is for tests that are plain functions, which call `sim.run(function)`",
+        "pytest.mark.sim takes keyword arguments alone: got ('trio',)",
+        "pytest.mark.sim: Simulation.__init__() got an unexpected keyword argument 'schedules'",
+        "pytest.mark.sim: a simulation runs on one of asyncio, trio: got 'curio'",
+        "LeakError: 1 task is left when the simulation ends",
+    ):
+        assert told in said
+
+
+def test_runtime_under_automatic_modes(project: Project) -> None:
+    """A test that another plugin takes over is told so, though it is marked for AnyIO."""
+    project.write(
+        "test_taken.py",
+        """\
+import pytest
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+@pytest.mark.anyio
+async def test_taken(agent_runtime, anyio_backend):
+    pass
+""",
+    )
+    assert "pytest-asyncio runs this one" in project.test("--asyncio-mode=auto", status=FAILED)
+    assert "pytest-trio runs this one" in project.test("-o", "trio_mode=true", status=FAILED)
+
+
+# ---------------------------------------------------------------- failures and their replay
+
+FAILING = """\
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+from agentcore.testing import Fault, FaultPlan, simulate
+
+def note(test):
+    with Path(__file__).with_name("runs").open("a") as file:
+        file.write(f"{test}\\n")
+
+@simulate(runs=50, backends=["asyncio"])
+async def test_race():
+    note("race")
+    order = []
+
+    async def work(number):
+        await anyio.lowlevel.checkpoint()
+        order.append(number)
+
+    async with anyio.create_task_group() as group:
+        for number in range(3):
+            group.start_soon(work, number)
+    assert order == [0, 1, 2], "this message is much longer than the terminal is wide, which is as it may be"
+
+@simulate(runs=1, backends=["trio"], cancel="sweep")
+async def test_sweep():
+    note("sweep")
+    await anyio.sleep(1)
+    try:
+        await anyio.sleep(1)
+    except anyio.get_cancelled_exc_class():
+        raise RuntimeError("swallowed") from None
+
+class BoomError(Exception):
+    pass
+
+class Api:
+    async def fetch(self):
+        await anyio.sleep(1)
+
+API = Api()
+
+@pytest.mark.parametrize("word", ["a b", "c"])
+@simulate(
+    runs=1,
+    backends=["trio"],
+    plan=FaultPlan([Fault("api.fetch", 1, "delay", 1), Fault("api.fetch", 2, "raise", BoomError)]),
+    targets={"api.fetch": (API, "fetch")},
+)
+async def test_fault(word):
+    note("fault")
+    await API.fetch()
+    try:
+        await API.fetch()
+    except BoomError:
+        assert word != "a b"
+"""
+
+
+@pytest.fixture
+def failing(project: Project) -> dict[str, list[str]]:
+    """The words of the commands that replay the failures of a project, by the name of the test."""
+    project.write("part/test_failing.py", FAILING)
+    said = project.test("--tb=short", status=FAILED, COLUMNS="40")
+    project.lines("part/runs")
+    assert outcomes(said)["FAILED"] == ["test_fault[a", "test_race", "test_sweep"]
+    notes = re.findall(r"^E +replay: (AGENTCORE_SIM='.*')$", said, re.MULTILINE)
+    assert len(notes) == 3
+    _before, _title, summary = said.partition(" replays of simulations ")
+    commands = re.findall(r"^(AGENTCORE_SIM='.*') pytest (.*)$", summary, re.MULTILINE)
+    assert sorted(line for line, _name in commands) == sorted(notes)
+    assert all(len(note) <= 200 for note in notes)
+    found = {}
+    for line, name in commands:
+        (assignment,) = shlex.split(line)
+        (nodeid,) = shlex.split(name)
+        found[nodeid.partition("::test_")[2]] = [assignment, nodeid]
+    return found
+
+
+def test_failures_come_back_at_once(project: Project, failing: dict[str, list[str]]) -> None:
+    """What the summary prints fails again, by the environment and by the option, in one run."""
+    line, nodeid = failing["race"]
+    assert line.startswith("AGENTCORE_SIM=sim1:asyncio:")
+    said = project.test(nodeid, status=FAILED, AGENTCORE_SIM=line.partition("=")[2])
+    assert f"agentcore: every simulation runs once, as AGENTCORE_SIM='{line.partition('=')[2]}' says" in said
+    assert "E       replayed: AGENTCORE_SIM='sim1:asyncio:" in said
+    assert "[2, 0, 1]" in said or "[1, 0, 2]" in said or "order == [0, 1, 2]" in said
+    assert project.lines("part/runs") == ["race"]
+
+    # The option takes what was copied together with the variable, and wins against the environment.
+    line, nodeid = failing["sweep"]
+    said = project.test("--sim-replay", line, nodeid, status=FAILED, AGENTCORE_SIM="sim1:asyncio:walk/3")
+    assert "RuntimeError: swallowed" in said
+    assert project.lines("part/runs") == ["sweep"]
+
+    # The exception of the line is found once its module has been collected. The processes of xdist know the line too.
+    line, nodeid = failing["fault[a b]"]
+    assert "test_failing:BoomError" in line
+    said = project.test("--sim-replay", line.partition("=")[2], "-n", "1", nodeid, status=FAILED)
+    assert "1 failed" in said
+    assert project.lines("part/runs") == ["fault"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (["--sim-replay", "sim1:curio:-"], {}, "ERROR: --sim-replay: this is no replay line: 'sim1:curio:-'"),
+        (["--sim-replay", ""], {}, "ERROR: --sim-replay: this is no replay line: ''"),
+        ([], {"AGENTCORE_SIM": "sim1:trio:1-2"}, "ERROR: AGENTCORE_SIM: this is no replay line: 'sim1:trio:1-2'"),
+        (["--sim-runs", "0"], {}, "argument --sim-runs: must be a whole number, 1 or more: got '0'"),
+    ],
+)
+def test_wrong_options_are_told_at_once(
+    project: Project, arguments: list[str], environment: dict[str, str], told: str
+) -> None:
+    """They are errors of usage, before any test runs."""
+    project.write("test_nothing.py", "def test_nothing(): pass\n")
+    said = project.test(*arguments, status=USAGE, **environment)
+    assert told in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("convert", "text"),
+    [
+        (_plugin._runs, "0"),
+        (_plugin._runs, "1.5"),
+        (_plugin._runs, "many"),
+        (_plugin._seed, "-1"),
+        (_plugin._budget, "-0.1"),
+        (_plugin._budget, "inf"),
+        (_plugin._budget, "nan"),
+    ],
+)
+def test_wrong_numbers(convert: Any, text: str) -> None:
+    """The options of numbers say what they take and what they got."""
+    with pytest.raises(argparse.ArgumentTypeError, match=rf"must be a .* or more: got '{text}'"):
+        convert(text)
+
+
+COUNTED = """\
+from pathlib import Path
+
+import anyio
+from agentcore.testing import simulate
+
+@simulate(runs=500, seed=1)
+async def test_counted(sim):
+    with Path(__file__).with_name("runs").open("a") as file:
+        file.write(f"{sim.backend}\\n")
+    await anyio.sleep(1)
+
+@simulate(strategy="walk", runs=500)
+async def test_seeded():
+    assert False
+"""
+
+
+def test_options_override_simulate(project: Project) -> None:
+    """Runs, seed and budget of the command line have the last word, in the processes of xdist too."""
+    project.write("test_counted.py", COUNTED)
+    said = project.test("--sim-runs", "3", "--sim-seed", "7", "-n", "1", status=FAILED)
+    assert project.lines("runs") == ["asyncio"] * 3 + ["trio"] * 3
+    assert "found on asyncio in run 1 (walk/7)" in said
+    project.test("--sim-budget", "0", "-k", "counted")
+    assert project.lines("runs") == ["asyncio", "trio"]
+
+
+def test_replay_line_and_fixtures(project: Project) -> None:
+    """The fixtures follow the line: its backend, its order, and its faults if it has any."""
+    project.write(
+        "test_followed.py",
+        """\
+import anyio
+import pytest
+
+@pytest.mark.sim(plan="marked#1:raise")
+def test_followed(sim, fault_plan):
+    order = []
+
+    async def work(number):
+        await anyio.lowlevel.checkpoint()
+        order.append(number)
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            group.start_soon(work, 1)
+            group.start_soon(work, 2)
+
+    sim.run(main)
+    assert sim.backend == "trio"
+    print("order", order, fault_plan)
+""",
+    )
+    said = project.test("--sim-replay", "sim1:trio:1.1>2")
+    assert "order [2, 1] marked#1:raise" in said
+    assert "the replay line is for asyncio" in said
+    said = project.test("--sim-replay", "sim1:trio:::other#1:hang")
+    assert "order [1, 2] other#1:hang" in said
