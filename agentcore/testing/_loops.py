@@ -304,6 +304,7 @@ class TrioLoop:
         self._running: SimTask | None = None
         self._done = False
         self._stopped = False
+        self._told = False
         self.unretrieved: list[str] = []
 
     def start(self, main: Main) -> None:
@@ -342,7 +343,8 @@ class TrioLoop:
             # Empty while trio waits for inputs, in a thread of its own.
             tick = self._ticks.popleft() if self._ticks else self._from_threads.get()
             tick()
-        if self._outcome is not None:
+        if self._outcome is not None and not self._told:
+            self._told = True
             self._raise_inner()
 
     def _raise_inner(self) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 
 from agentcore import (
     AgentCapability,
@@ -104,12 +103,6 @@ async def noting(outcomes: list[Any], function: Step, *args: Any) -> None:
         outcomes.append(await function(*args))
     except Exception as error:  # noqa: BLE001 - the test looks at it
         outcomes.append(error)
-
-
-async def settled() -> None:
-    """Let every task that can go on do so, several times over."""
-    for _ in range(20):
-        await anyio.lowlevel.checkpoint()
 
 
 def configuration(**changes: Any) -> AgentConfig:

@@ -34,7 +34,6 @@ from tests.core.fakes import (
     noting,
     raising,
     returning,
-    settled,
 )
 
 
@@ -254,7 +253,8 @@ class Forgetful(MockAgent):
 
     async def terminate(self) -> None:
         self._note("terminate")
-        await settled()
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
         self._note("terminated")
 
 

@@ -23,7 +23,7 @@ from agentcore import (
 )
 from agentcore._context import current_execution
 from agentcore.testing import simulate
-from tests.core.fakes import OK, SORRY, Gate, MockAgent, Step, configuration, noting, raising, settled
+from tests.core.fakes import OK, SORRY, Gate, MockAgent, Step, configuration, noting, raising
 
 pytestmark = pytest.mark.anyio
 
@@ -261,30 +261,29 @@ def _chain_length() -> int:
     return length
 
 
-def test_native_cancellation_in_the_moment_of_the_turn() -> None:
+@simulate(runs=30, backends=["asyncio"])
+async def test_native_cancellation_in_the_moment_of_the_turn() -> None:
     """An asyncio task that is cancelled just when its turn has come passes the turn on."""
     agent = MockAgent(configuration())
+    agent.on_process = gate = Gate()
 
-    async def main() -> None:
-        agent.on_process = gate = Gate()
+    async def execute_and_cancel() -> None:
+        await agent.execute(AgentContext())
+        second.cancel()  # the turn is its own by now, and it has not taken a step since
 
-        async def execute_and_cancel() -> None:
-            await agent.execute(AgentContext())
-            second.cancel()  # the turn is its own by now, and it has not taken a step since
-
-        first = asyncio.create_task(execute_and_cancel())
-        await gate.entered.wait()
-        second, third = (asyncio.create_task(agent.execute(AgentContext())) for _ in range(2))
-        await settled()
-        assert 2 == agent.metrics.waiting
-        gate.opened.set()
-        await first
-        with pytest.raises(asyncio.CancelledError):
-            await second
-        assert (await third).success is True
-        assert (AgentState.IDLE, 2, 0) == (agent.state, agent.metrics.executions, agent.metrics.waiting)
-
-    asyncio.run(asyncio.wait_for(main(), 5))
+    first = asyncio.create_task(execute_and_cancel())
+    await gate.entered.wait()
+    second = asyncio.create_task(agent.execute(AgentContext()))
+    await anyio.wait_all_tasks_blocked()
+    third = asyncio.create_task(agent.execute(AgentContext()))
+    await anyio.wait_all_tasks_blocked()
+    assert 2 == agent.metrics.waiting
+    gate.opened.set()
+    await first
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    assert (await third).success is True
+    assert (AgentState.IDLE, 2, 0) == (agent.state, agent.metrics.executions, agent.metrics.waiting)
 
 
 @pytest.mark.parametrize("value", [None, {"task": 1}, AgentContext])

@@ -544,21 +544,18 @@ async def test_terminate_and_an_error_that_is_handled_without_a_turn(ends: bool)
         assert 5.0 + 7.0 == anyio.current_time()
 
 
-def test_native_cancellation_of_terminate() -> None:
+@simulate(runs=30, backends=["asyncio"])
+async def test_native_cancellation_of_terminate() -> None:
     """An asyncio task that terminates an agent and is cancelled past every shield still runs the clean-up."""
     agent = Closing(configuration())
-
-    async def main() -> None:
-        agent.on_process = gate = Gate()
-        execution = asyncio.create_task(agent.execute(AgentContext()))
-        await gate.entered.wait()
-        termination = asyncio.create_task(agent.terminate())
-        await asyncio.sleep(0)
-        termination.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await termination
-        assert (["initialize", "process", "terminate"], True) == (agent.calls, agent.is_terminated)
-        gate.opened.set()
-        await execution
-
-    asyncio.run(asyncio.wait_for(main(), 5))
+    agent.on_process = gate = Gate()
+    execution = asyncio.create_task(agent.execute(AgentContext()))
+    await gate.entered.wait()
+    termination = asyncio.create_task(agent.terminate())
+    await anyio.wait_all_tasks_blocked()
+    termination.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await termination
+    assert (["initialize", "process", "terminate"], True) == (agent.calls, agent.is_terminated)
+    gate.opened.set()
+    await execution

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import anyio
 import attrs
 import pytest
 
@@ -50,7 +51,6 @@ from tests.core.fakes import (
     hanging,
     raising,
     returning,
-    settled,
     task_in,
 )
 
@@ -194,8 +194,8 @@ class TestAgent:
         mock_agent.on_process = None
         assert (await mock_agent.execute(AgentContext())).success is True
 
-    @pytest.mark.asyncio
     @pytest.mark.parametrize(("limit", "peak"), [(1, 1), (3, 3), (None, 12)])
+    @simulate(runs=20, backends=["asyncio"])
     async def test_concurrency_limit(self, agent_config: AgentConfig, limit: int | None, peak: int) -> None:
         """At most the configured number of executions run at once, and each gives its own result."""
         agent = MockAgent(attrs.evolve(agent_config, max_concurrency=limit))
@@ -203,7 +203,7 @@ class TestAgent:
         async with asyncio.TaskGroup() as group:
             contexts = [AgentContext(parameters={"number": number}) for number in range(12)]
             runs = [group.create_task(agent.execute(context)) for context in contexts]
-            await settled()
+            await anyio.wait_all_tasks_blocked()
             assert (gate.inside, agent.state) == (peak, AgentState.PROCESSING)
             gate.opened.set()
         assert [run.result().output for run in runs] == [{"number": n} for n in range(12)]

@@ -28,7 +28,7 @@ from agentcore import (
 from agentcore._context import current_execution, current_job, current_runtime
 from agentcore._ledger import MAX_LOST
 from agentcore.testing import simulate
-from tests.runtime.parts import check_at_rest, hang, holding, must_end, runtime_of, submit_all
+from tests.runtime.parts import check_at_rest, hang, holding, runtime_of, submit_all
 
 pytestmark = pytest.mark.anyio
 
@@ -328,13 +328,12 @@ async def test_a_runtime_that_has_raised_leaves_nothing_behind() -> None:
 async def test_a_cancel_scope_around_the_runtime() -> None:
     """Cancelled from outside, block and tasks end at once, and the scope has caught it; every task that was cut is named."""
     runtime = runtime_of(grace=60)
-    async with must_end(runtime):
-        with anyio.CancelScope() as scope:
-            async with runtime:
-                handles = await submit_all(runtime, "hang", 5)
-                await anyio.wait_all_tasks_blocked()
-                scope.cancel("enough")
-                await anyio.sleep_forever()
+    with anyio.CancelScope() as scope:
+        async with runtime:
+            handles = await submit_all(runtime, "hang", 5)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel("enough")
+            await anyio.sleep_forever()
     assert scope.cancelled_caught
     assert {TaskState.CANCELED} == {handle.state for handle in handles}
     assert runtime.report is not None

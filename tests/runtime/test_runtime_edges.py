@@ -97,6 +97,19 @@ async def test_slots_and_turns_do_not_wait_for_each_other(in_flight: int, concur
         assert 0 == runtime.statistics().tasks.in_flight
 
 
+@pytest.mark.parametrize(("in_flight", "concurrency"), [(1, 1), (1, 2), (2, 1)])
+@simulate(runs=50)
+async def test_slots_and_turns_do_not_wait_for_each_other_in_any_order(in_flight: int, concurrency: int) -> None:
+    """So it is whoever goes next."""
+    async with AgentRuntime(RuntimeConfig(in_flight=in_flight)) as runtime:
+        runtime.handler("leaf")(leaf)
+        relay = Relay(AgentConfig("relay", "test", max_concurrency=concurrency))
+        runtime.registry("agents").register("relay", relay)
+        handles = [await runtime.submit("relay") for _ in range(4)]
+        assert [{"leaf": True}] * 4 == [await handle.result() for handle in handles]
+    assert 0 == runtime.statistics().tasks.in_flight
+
+
 class Evil(dict[str, Any]):
     """A mapping that cannot be read."""
 

@@ -556,3 +556,28 @@ async def test_many_cancellations_in_a_storm() -> None:
         ]
         assert len([result for result in results if result.state is TaskState.CANCELED]) == 34
         await check_at_rest(runtime, 3)
+
+
+@simulate(runs=50)
+async def test_cancellations_at_any_moment() -> None:
+    """Of six tasks on two slots two are cancelled, each whenever its turn to be cancelled comes: all end, nothing leaks."""
+    async with runtime_of(in_flight=2, queue=3) as runtime, anyio.create_task_group() as group:
+
+        @runtime.handler("steps")
+        async def steps(given: dict[str, Any]) -> dict[str, Any]:
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
+            return given
+
+        async def cancel(handle: TaskHandle) -> None:
+            handle.cancel("enough")
+
+        handles: list[TaskHandle] = []
+        for number in range(6):
+            handles.append(await runtime.submit("steps", {"n": number}))
+            if number % 3 == 0:
+                group.start_soon(cancel, handles[-1])
+        results = [await handle.wait() for handle in handles]
+        assert {TaskState.COMPLETED} == {result.state for number, result in enumerate(results) if number % 3}
+        assert {TaskState.COMPLETED, TaskState.CANCELED} >= {result.state for result in results}
+        await check_at_rest(runtime, 2)

@@ -61,6 +61,17 @@ async def test_trees_of_tasks_end(way: str, in_flight: int) -> None:
             await check_at_rest(runtime, in_flight)
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("way", ["run one by one", "submit all, then wait", "run at once", "mixed at once"])
+@simulate(runs=20)
+async def test_small_trees_end_in_any_order(way: str, in_flight: int) -> None:
+    """So it is whoever goes next."""
+    async with runtime_of(in_flight=in_flight, queue=1) as runtime:
+        recursive(runtime, way)
+        assert await runtime.run("tree", {"depth": 2, "width": 2}) == {"count": 1 + 2 + 4}
+        await check_at_rest(runtime, in_flight)
+
+
 @simulate(runs=10)
 async def test_several_trees_at_once() -> None:
     """Trees of all kinds, run and submitted from outside at the same time, share one slot and end."""
