@@ -425,7 +425,7 @@ class TrioLoop:
         if not own and (task := self.kernel.next()) is not None:
             self._running = task
             batch.append(task.native)
-            if self.kernel.forcing:
+            if self.kernel.forcing and not any(nursery.child_tasks for nursery in task.native.child_nurseries):
                 task.native._next_send_fn, task.native._next_send = task.coroutine.throw, Abandoned()
 
     def _arrive(self, batch: "list[trio.lowlevel.Task]") -> "list[trio.lowlevel.Task]":

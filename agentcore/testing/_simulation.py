@@ -178,7 +178,8 @@ class Simulation:
                 elif self._asked is not None:
                     self._asked.set()
                 self._loop.pump(over)
-        except (Abandoned, BaseExceptionGroup):
+        except (Abandoned, Exception):
+            # What goes wrong while a failed simulation is ended is a consequence, the failure is the cause.
             if self._kernel.failure is None:
                 raise
         if self._kernel.failure is not None:
