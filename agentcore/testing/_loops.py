@@ -179,9 +179,6 @@ class _AsyncioLoop(asyncio.SelectorEventLoop):
             self._process_events(self._selector.select(seconds))
         self._call_again()
 
-    def wake(self) -> None:
-        self._write_to_self()
-
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Any = None
     ) -> asyncio.Handle:
@@ -208,15 +205,12 @@ class AsyncioLoop:
 
     def __init__(self, make_kernel: Callable[[Callable[[], object]], Kernel], *, debug: bool = False) -> None:
         _install_asyncio()
-        self.kernel = make_kernel(self._wake)
+        self.kernel = make_kernel(lambda: self._loop._write_to_self())
         self._loop = _AsyncioLoop(self.kernel)
         self._loop.set_debug(debug)
         self._loop.set_exception_handler(self._note)
         self._main: asyncio.Task[None] | None = None
         self.unretrieved: list[str] = []
-
-    def _wake(self) -> None:
-        self._loop.wake()
 
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -224,15 +218,12 @@ class AsyncioLoop:
 
     def start(self, main: Main) -> None:
         self._main = self._loop.create_task(main(), name="main")
+        self._main.add_done_callback(self._over)
 
     def pump(self, over: Callable[[], bool]) -> None:
         assert self._main is not None
         while not over() and not self._main.done():
-            self._main.add_done_callback(self._over)
-            try:
-                self._loop.run_forever()
-            finally:
-                self._main.remove_done_callback(self._over)
+            self._loop.run_forever()
         if self._main.done() and not self._main.cancelled() and (error := self._main.exception()):
             raise error
 
@@ -245,6 +236,8 @@ class AsyncioLoop:
     def close(self) -> None:
         loop = self._loop
         self.kernel.wind_up()
+        if self._main is not None:
+            self._main.remove_done_callback(self._over)
         try:
             left = asyncio.all_tasks(loop)
             for task in left:
