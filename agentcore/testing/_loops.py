@@ -6,8 +6,7 @@ none can run. Private attributes that are touched:
 | of | attribute | what for |
 |---|---|---|
 | asyncio | `BaseEventLoop._run_once`, `_ready`, `_scheduled`, `_selector`, `_process_events`, `_stopping`, `_write_to_self`, `_check_closed`, `_timer_cancelled_count`, `_asyncgens`, `_default_executor` | the order of steps, timers, inputs |
-| asyncio | `Handle._callback`, `_args`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled` | to know the step of a task, and to make it |
-| asyncio | `Task._log_destroy_pending` | no noise about the tasks of a simulation that has failed |
+| asyncio | `Handle._callback`, `_args`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled`, `Task._log_destroy_pending` | the steps of tasks, and their end |
 | trio | `_core._run._r`, `_ALLOW_DETERMINISTIC_SCHEDULING`, `GLOBAL_RUN_CONTEXT.runner` | the order of steps |
 | trio | `Runner.runq`, `entry_queue`, `trio_token`, `waiting_for_idle`, `deadlines`, `io_manager`, `init`, `TrioToken._create`, `EntryQueue.task` | steps, calls from threads |
 | trio | `Task._next_send_fn`, `_next_send`, `_cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
@@ -205,7 +204,7 @@ class AsyncioLoop:
 
     def __init__(self, make_kernel: Callable[[Callable[[], object]], Kernel], *, debug: bool = False) -> None:
         _install_asyncio()
-        self.kernel = make_kernel(lambda: self._loop._write_to_self())
+        self.kernel = make_kernel(lambda: self._loop._write_to_self())  # noqa: PLW0108 - it is not there yet
         self._loop = _AsyncioLoop(self.kernel)
         self._loop.set_debug(debug)
         self._loop.set_exception_handler(self._note)
@@ -371,8 +370,7 @@ class TrioLoop:
     def cancel_natively(self, task: SimTask) -> None:
         raise NotImplementedError("trio has no way to cancel a task but scopes")
 
-    def uncancel(self, task: SimTask) -> None:
-        raise NotImplementedError("trio has no way to cancel a task but scopes")
+    uncancel = cancel_natively
 
     # Called by trio, through the clock, the instrument and the hook of its random order.
 
