@@ -226,7 +226,15 @@ def use(session: nox.Session, built: Path, folder: Path) -> None:
 
 
 @nox.session(python=BASE, default=False)
+def planted(session: nox.Session) -> None:
+    """Search for every planted bug from scratch, and run their correct twins 100,000 times: a matter of minutes."""
+    install(session, "test")
+    session.run("python", "-m", "tests.planted.campaign", *session.posargs)
+
+
+@nox.session(python=BASE, default=False)
 def bench(session: nox.Session) -> None:
     """Measure against what the project promises; not in the default run, for it takes its time."""
     install(session, "test", "bench")
-    session.run("python", "benchmarks/core.py", *session.posargs)
+    for name in ("core", "simulation", "mutants"):
+        session.run("python", f"benchmarks/{name}.py", *session.posargs)

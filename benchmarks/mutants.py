@@ -126,7 +126,7 @@ def fails_plainly(bug: Bug, backend: str) -> bool:
 
 def run_often(bugs: Sequence[Bug], number: int) -> dict[Key, int]:
     """Run all bugs so often on each backend, each time in another order, and count the failures of each."""
-    failures = {(bug.name, backend): 0 for bug in bugs for backend in BACKENDS}
+    failures: dict[Key, int] = {(bug.name, backend): 0 for bug in bugs for backend in BACKENDS}
     source = random.Random(0)
     for _ in range(number):
         for bug in source.sample(bugs, len(bugs)):

@@ -133,11 +133,10 @@ async def enter_and_leave(state: Agents) -> None:
     within=8.0,
 )
 async def leave_while_it_executes(state: Agents) -> None:
-    async with anyio.create_task_group() as group:
-        async with state.agents[0]:
-            for word in ("sleep", "long", "stubborn"):
-                group.start_soon(quietly, state, word)
-            await anyio.sleep(0.1)
+    async with anyio.create_task_group() as group, state.agents[0]:
+        for word in ("sleep", "long", "stubborn"):
+            group.start_soon(quietly, state, word)
+        await anyio.sleep(0.1)
     state.expect(state.agents[0].is_terminated)
 
 

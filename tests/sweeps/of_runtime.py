@@ -249,10 +249,10 @@ async def submit_to_a_full_queue(state: Runtime) -> None:
             group.start_soon(state.submit, word)
 
 
-async def submit_quietly(state: Runtime, word: str, **options: Any) -> None:
+async def submit_quietly(state: Runtime, word: str, deadline: float | None = None) -> None:
     """Submit what may be refused."""
     try:
-        await state.submit(word, **options)
+        await state.submit(word, deadline=deadline)
     except CoreError:
         return
 
@@ -261,7 +261,7 @@ async def submit_quietly(state: Runtime, word: str, **options: Any) -> None:
 async def submit_to_a_full_queue_with_a_deadline(state: Runtime) -> None:
     async with anyio.create_task_group() as group:
         for word, deadline in (("sleep", 5.0), ("sleep", 5.0), ("work", 0.5), ("work", 1.0)):
-            group.start_soon(lambda word=word, deadline=deadline: submit_quietly(state, word, deadline=deadline))
+            group.start_soon(submit_quietly, state, word, deadline)
 
 
 @scenario(open_(), *SUBMIT, *RESULT, strict=True, within=0.0)

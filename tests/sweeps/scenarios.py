@@ -102,7 +102,7 @@ def scenario(build: Callable[[], State], *covers: str, **rules: Any) -> Callable
     """
 
     def note(act: Act) -> Act:
-        name: str = act.__name__  # type: ignore[attr-defined]
+        name: str = act.__name__
         assert name not in TABLE
         TABLE[name] = Scenario(name, covers, act, build, **rules)
         return act
@@ -519,7 +519,9 @@ class Runtime(State):
             await check_agent(agent)
         report = runtime.report
         assert report is not None
-        assert all(result.state in (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED) for result in report.cut_short)
+        assert all(
+            result.state in (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED) for result in report.cut_short
+        )
         with anyio.fail_after(LONG):
             for handle in self.handles:
                 await handle.wait()

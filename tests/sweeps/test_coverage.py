@@ -47,7 +47,13 @@ def public_coroutines() -> Iterator[str]:
             yield name
     for cls in public_classes():
         for name in dir(cls):
-            is_public = not name.startswith("_") or name in ("__aenter__", "__aexit__", "__call__", "__anext__", "__await__")
+            is_public = not name.startswith("_") or name in (
+                "__aenter__",
+                "__aexit__",
+                "__call__",
+                "__anext__",
+                "__await__",
+            )
             if is_public and is_asynchronous(inspect.getattr_static(cls, name)):
                 owner = next(base for base in cls.__mro__ if name in base.__dict__)
                 yield f"{owner.__name__}.{name}"

@@ -73,7 +73,9 @@ NEVER: dict[str, Use] = {
     "execute": lambda agent, runtime, handle: agent.execute(AgentContext()),
     "execute what fails": lambda agent, runtime, handle: agent.execute(AgentContext(parameters={"fail": True})),
     "execute with a timeout": lambda agent, runtime, handle: ready(timeout=1.0).execute(AgentContext()),
-    "execute a function": lambda agent, runtime, handle: FunctionAgent(echo, AgentConfig("f", "f")).execute(AgentContext()),
+    "execute a function": lambda agent, runtime, handle: FunctionAgent(echo, AgentConfig("f", "f")).execute(
+        AgentContext()
+    ),
     "run": lambda agent, runtime, handle: runtime.run("echo"),
     "run with a timeout": lambda agent, runtime, handle: runtime.run("echo", timeout=1, deadline=1),
     "with_timeout": lambda agent, runtime, handle: BaseTask.create("t").with_timeout(echo({}), 1_000),
@@ -182,6 +184,5 @@ async def submit_for_ever(runtime: AgentRuntime) -> None:
 @pytest.mark.parametrize("name", WAITS)
 def test_ends_at_once_when_cancelled(name: str, backend: Backend) -> None:
     """Wherever it is cancelled it ends without any further wait, and nobody swallows it."""
-
     report = assert_cancellable(waiting, WAITS[name], backends=(backend,))
     assert report.points[backend, "block"]

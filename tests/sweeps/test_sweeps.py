@@ -9,12 +9,8 @@ import pytest
 from agentcore import CoreError
 from agentcore.testing import BACKENDS, FIFO, cancel_everywhere, explore
 from agentcore.testing._simulation import Backend
-
-MODULES = ("scenarios", "of_agents", "of_runtime", "of_tasks")
-pytest.register_assert_rewrite(*(f"tests.sweeps.{module}" for module in MODULES))
-
-from tests.sweeps import of_agents, of_runtime, of_tasks  # noqa: E402 - after the line above
-from tests.sweeps.scenarios import TABLE, Scenario, State  # noqa: E402
+from tests.sweeps import of_agents, of_runtime, of_tasks
+from tests.sweeps.scenarios import TABLE, Scenario, State
 
 FILLED_BY = (of_agents, of_runtime, of_tasks)
 RUNS = 20

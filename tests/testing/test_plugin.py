@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from agentcore import AgentRuntime
-from agentcore.testing import FaultPlan, InjectedFault, Simulation, _plugin, inject
+from agentcore.testing import FaultPlan, InjectedFault, Simulation, _plugin, inject, simulate
 from agentcore.testing import _replay as replay_module
 
 FAILED, USAGE = 1, 4
+ALL = "all that are installed"
 
 SETTINGS = """\
 [pytest]
 addopts = -p no:cacheprovider -rA --strict-markers
 filterwarnings = error
-asyncio_default_fixture_loop_scope = function
 """
 
 
@@ -40,15 +41,17 @@ class Project:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
-    def test(self, *arguments: str, status: int = 0, **environment: str) -> str:
-        """Run pytest, check how it ends, and return what it says."""
+    def test(self, *arguments: str, plugins: str = "agentcore", status: int = 0, **environment: str) -> str:
+        """Run pytest with some plugins or all there are, check how it ends, and return what it says."""
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("AGENTCORE_", "PYTEST_"))
         }
+        alone = {} if plugins == ALL else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        loaded = [] if plugins == ALL else [f"-p{name}" for name in plugins.split()]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *arguments],
+            [sys.executable, "-m", "pytest", *loaded, *arguments],
             cwd=self.root,
-            env={**inherited, "COLUMNS": "80", **environment},
+            env={**inherited, **alone, "COLUMNS": "80", **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -91,45 +94,47 @@ def test_sim_runs_on_each_backend(sim: Simulation, request: pytest.FixtureReques
     assert sim.now == 3600
 
 
-@pytest.mark.sim(backend="asyncio", plan="api.fetch#1:raise", trace=True)
+async def fetch() -> str:
+    await anyio.sleep(1)
+    return "fetched"
+
+
+async def call() -> str:
+    return await fetch()
+
+
+TARGETS = {"api.fetch": (sys.modules[__name__], "fetch")}
+
+
+@pytest.mark.sim(backend="asyncio", plan="api.fetch#1:raise", targets=TARGETS, trace=True)
 class TestMarker:
     """The marker says how the simulation is made; what stands closer to the test has the last word."""
 
-    async def fetch(self) -> str:
-        await anyio.sleep(1)
-        return "fetched"
-
     def test_of_class(self, sim: Simulation, fault_plan: FaultPlan) -> None:
+        """The plan is at work in the simulation by itself."""
         assert sim.backend == "asyncio"
         assert fault_plan == FaultPlan.parse("api.fetch#1:raise")
-        assert sim.trace == ()
-        sim.run(anyio.sleep, 1)
+        with pytest.raises(InjectedFault):
+            sim.run(call)
+        assert sim.run(call) == "fetched"
+        assert sim.now == 1
         assert sim.trace != ()
 
     @pytest.mark.sim(backend=["trio"], plan=FaultPlan.parse("api.fetch#1:delay(5)"))
     def test_of_function(self, sim: Simulation, fault_plan: FaultPlan) -> None:
         assert sim.backend == "trio"
         assert str(fault_plan) == "api.fetch#1:delay(5.0)"
+        assert sim.run(call) == "fetched"
+        assert sim.now == 6
+        assert sim.trace != ()
 
-    def test_plan_for_inject(self, fault_plan: FaultPlan, sim: Simulation) -> None:
-        """The plan can be put to work where the test wants it."""
-
-        async def main() -> None:
-            with inject(fault_plan, {"api.fetch": (self, "fetch")}), pytest.raises(InjectedFault):
-                await self.fetch()
-            assert await self.fetch() == "fetched"
-
-        sim.run(main)
-
-    @pytest.mark.sim(plan="far.away#1:raise", targets={"far.away": (anyio, "sleep")})
-    def test_plan_at_work(self, sim: Simulation) -> None:
-        """In a simulation of the fixture the plan is at work by itself."""
-
-        async def main() -> None:
-            await anyio.sleep(1)
-
-        with pytest.raises(InjectedFault):
-            sim.run(main)
+    @simulate(runs=2)
+    async def test_of_simulate(self, fault_plan: FaultPlan, sim: Simulation) -> None:
+        """Elsewhere the plan is put to work where the test wants it."""
+        assert await fetch() == "fetched"
+        with inject(fault_plan, TARGETS), pytest.raises(InjectedFault):
+            await fetch()
+        assert sim.now == 1
 
 
 def test_without_a_marker_there_are_no_faults(fault_plan: FaultPlan) -> None:
@@ -143,18 +148,65 @@ async def test_runtime_is_entered_in_the_task_of_the_test(agent_runtime: AgentRu
 
     @agent_runtime.handler("double")
     async def double(given: dict[str, Any]) -> dict[str, Any]:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return {"twice": 2 * given["number"]}
 
     assert AgentRuntime.current() is agent_runtime
-    result = await agent_runtime.run("double", {"number": 4})
-    assert result.output == {"twice": 8}
+    assert await agent_runtime.run("double", {"number": 4}) == {"twice": 8}
 
 
 def test_sim_by_its_name(request: pytest.FixtureRequest) -> None:
     """Asked for while the test runs, it comes on the first backend."""
     sim: Simulation = request.getfixturevalue("sim")
     assert sim.backend == "asyncio"
+
+
+@pytest.mark.sim(plan="api.fetch#1:raise", targets=TARGETS)
+class TestReplay:
+    """The fixtures follow a replay line: its backend, its order, and its faults if it has any."""
+
+    def order(self, sim: Simulation) -> list[int]:
+        order = []
+
+        async def work(number: int) -> None:
+            await anyio.lowlevel.checkpoint()
+            order.append(number)
+
+        async def main() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(work, 1)
+                group.start_soon(work, 2)
+
+        sim.run(main)
+        return order
+
+    @pytest.mark.sim(backend="trio")
+    def test_order(self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+        monkeypatch.setenv("AGENTCORE_SIM", "sim1:trio:1.1>2")
+        assert self.order(request.getfixturevalue("sim")) == [2, 1]
+        assert str(request.getfixturevalue("fault_plan")) == "api.fetch#1:raise(InjectedFault)"
+
+    def test_faults(self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+        monkeypatch.setenv("AGENTCORE_SIM", "sim1:asyncio:::api.fetch#1:delay(9)")
+        sim = request.getfixturevalue("sim")
+        assert self.order(sim) == [1, 2]
+        sim.run(call)
+        assert sim.now == 10
+        assert str(request.getfixturevalue("fault_plan")) == "api.fetch#1:delay(9.0)"
+
+    def test_other_backend(self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+        monkeypatch.setenv("AGENTCORE_SIM", "sim1:trio:-")
+        with pytest.raises(pytest.skip.Exception, match="the replay line is for trio"):
+            request.getfixturevalue("sim")
+
+
+def test_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Without trio the tests run on asyncio; those that ask for it are skipped."""
+    monkeypatch.setattr(_plugin, "_installed", lambda backend: backend == "asyncio")
+    assert _plugin._backends(request.node) == ["asyncio"]
+    request.node.add_marker(pytest.mark.sim(backend="trio"))
+    with pytest.raises(pytest.skip.Exception, match=r"the extra is agentcore-runtime\[trio\]"):
+        request.getfixturevalue("sim")
 
 
 # ---------------------------------------------------------------- passive
@@ -217,9 +269,7 @@ def test_own_fixtures(sim, fault_plan, agent_runtime):
     assert (sim, fault_plan, agent_runtime) == ("sim", "sim plan", "runtime")
 """,
     )
-    said = project.test("-p", "agentcore", "--markers", "test_own.py", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
-    assert "@pytest.mark.sim(backend=None, **options): " in said
-    said = project.test("-p", "agentcore", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    said = project.test()
     assert outcomes(said) == {"PASSED": ["test_loads_little", "test_own_fixtures"]}
     assert "agentcore: " not in said
 
@@ -321,61 +371,88 @@ IN_MARKED = [
 ON_ASYNCIO = """\
 import asyncio
 import pytest
+import pytest_asyncio
 from agentcore.testing import simulate
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def loop():
     return asyncio.get_running_loop()
 
 async def test_unmarked():
     await asyncio.sleep(0)
 
-@simulate(runs=2)
+@simulate(runs=2, backends=["asyncio"])
 async def test_with_their_fixture(loop, sim):
-    assert not loop.is_closed()
-    await asyncio.sleep(9) if sim.backend == "asyncio" else None
+    await asyncio.sleep(9)
+    assert sim.now == 9
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_after(loop):
-    await asyncio.sleep(0)
+    assert asyncio.get_running_loop() is loop
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+@pytest.mark.anyio
+async def test_taken(agent_runtime, anyio_backend):
+    pass
 """
 ON_TRIO = """\
+import pytest
 import trio
 
 async def test_unmarked(autojump_clock, nursery):
     nursery.start_soon(trio.sleep, 5)
     await trio.sleep(9)
+
+@pytest.fixture
+def anyio_backend():
+    return "trio"
+
+@pytest.mark.anyio
+async def test_taken(agent_runtime, anyio_backend):
+    pass
 """
 
 
 @pytest.mark.parametrize(
-    ("arguments", "files", "expected"),
+    ("arguments", "text", "expected"),
     [
-        pytest.param(["-n", "0"], {"test_marked.py": MARKED}, IN_MARKED, id="strict"),
+        pytest.param([], MARKED, IN_MARKED, id="strict"),
         pytest.param(
             ["--asyncio-mode=auto"],
-            {"test_on_asyncio.py": ON_ASYNCIO},
+            ON_ASYNCIO,
             ["test_after", "test_unmarked", "test_with_their_fixture"],
             id="asyncio_mode",
         ),
-        pytest.param(["-o", "trio_mode=true"], {"test_on_trio.py": ON_TRIO}, ["test_unmarked"], id="trio_mode"),
-        pytest.param(["--asyncio-mode=auto", "-o", "trio_mode=true", "-n", "2"], {}, [], id="both_modes_xdist"),
-        pytest.param(
-            ["-p", "no:agentcore", "-p", "no:anyio", "-p", "no:asyncio", "-p", "no:trio", "-p", "no:xdist"],
-            {},
-            [],
-            id="alone",
-        ),
+        pytest.param(["-otrio_mode=true"], ON_TRIO, ["test_unmarked"], id="trio_mode"),
+        pytest.param(["--asyncio-mode=auto", "-otrio_mode=true", "-n1"], "", [], id="both_modes"),
     ],
 )
 def test_simulated_tests_beside_other_plugins(
-    project: Project, arguments: list[str], files: dict[str, str], expected: list[str]
+    project: Project, arguments: list[str], text: str, expected: list[str]
 ) -> None:
-    """They are plain functions for every plugin, whatever else runs in the session, without a single warning."""
+    """They are plain functions for every plugin, whatever else runs in the session, without a single warning.
+
+    A test that is marked for AnyIO and taken over by another plugin gets no runtime, and is told so.
+    """
     project.write("test_simulated.py", SIMULATED)
-    for name, text in files.items():
-        project.write(name, text)
-    said = project.test(*arguments)
-    assert outcomes(said) == {"PASSED": sorted([*IN_SIMULATED, *expected])}
+    project.write("test_neighbours.py", text)
+    taken = "test_taken" in text
+    said = project.test(
+        "-oasyncio_default_fixture_loop_scope=function", *arguments, plugins=ALL, status=FAILED if taken else 0
+    )
+    passed = {"PASSED": sorted([*IN_SIMULATED, *expected])}
+    assert outcomes(said) == {**passed, "ERROR": ["test_taken"]} if taken else passed
+    assert (" runs this one; write `async with AgentRuntime() as runtime:`" in said) == taken
+
+
+def test_simulated_tests_without_any_plugin(project: Project) -> None:
+    """They need none, not even the one of agentcore."""
+    project.write("test_simulated.py", SIMULATED)
+    said = project.test(plugins="no:agentcore", AGENTCORE_SIM="sim1:asyncio:-")
+    assert outcomes(said) == {"PASSED": IN_SIMULATED}
 
 
 REFUSED = """\
@@ -447,12 +524,12 @@ def test_what_became_of_it():
 def test_what_cannot_be_is_told(project: Project) -> None:
     """Each mistake gives one message that says what to write instead, and nothing goes wrong behind it."""
     project.write("test_refused.py", REFUSED)
-    said = project.test(status=FAILED)
+    said = project.test("-oasyncio_default_fixture_loop_scope=function", plugins=ALL, status=FAILED)
     assert outcomes(said) == {
-        "PASSED": ["test_leak", "test_what_became_of_it"],
-        "FAILED": ["test_failure_and_leak", "test_failure_in_runtime"],
+        "PASSED": ["test_leak[asyncio]", "test_what_became_of_it"],
+        "FAILED": ["test_failure_and_leak[asyncio]", "test_failure_in_runtime"],
         "ERROR": [
-            "test_leak",
+            "test_leak[asyncio]",
             "test_marker_with_position",
             "test_marker_with_unknown_backend[curio]",
             "test_marker_with_unknown_option[asyncio]",
@@ -463,9 +540,8 @@ def test_what_cannot_be_is_told(project: Project) -> None:
         ],
     }
     for told in (
-        "the fixture `agent_runtime` is for `async def` tests that AnyIO's plugin runs, by `pytest.mark.anyio`: "
-        "pytest-asyncio runs this one; write `async with AgentRuntime() as runtime:` in the test, or make it a test of "
-        "@simulate",
+        "the fixture `agent_runtime` is for `async def` tests that AnyIO's plugin runs, by `pytest.mark.anyio`",
+        "`pytest.mark.anyio`: pytest-asyncio runs this one; write `async with AgentRuntime() as runtime:` in the test",
         "`pytest.mark.anyio`: pytest-trio runs this one; write",
         "`pytest.mark.anyio`: this one is a plain function; write",
         "the fixture `sim` is for tests that are plain functions, which call `sim.run(function)`",
@@ -475,26 +551,6 @@ def test_what_cannot_be_is_told(project: Project) -> None:
         "LeakError: 1 task is left when the simulation ends",
     ):
         assert told in said
-
-
-def test_runtime_under_automatic_modes(project: Project) -> None:
-    """A test that another plugin takes over is told so, though it is marked for AnyIO."""
-    project.write(
-        "test_taken.py",
-        """\
-import pytest
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-@pytest.mark.anyio
-async def test_taken(agent_runtime, anyio_backend):
-    pass
-""",
-    )
-    assert "pytest-asyncio runs this one" in project.test("--asyncio-mode=auto", status=FAILED)
-    assert "pytest-trio runs this one" in project.test("-o", "trio_mode=true", status=FAILED)
 
 
 # ---------------------------------------------------------------- failures and their replay
@@ -600,7 +656,7 @@ def test_failures_come_back_at_once(project: Project, failing: dict[str, list[st
     # The exception of the line is found once its module has been collected. The processes of xdist know the line too.
     line, nodeid = failing["fault[a b]"]
     assert "test_failing:BoomError" in line
-    said = project.test("--sim-replay", line.partition("=")[2], "-n", "1", nodeid, status=FAILED)
+    said = project.test("--sim-replay", line.partition("=")[2], "-n1", nodeid, plugins="xdist agentcore", status=FAILED)
     assert "1 failed" in said
     assert project.lines("part/runs") == ["fault"]
 
@@ -609,9 +665,7 @@ def test_failures_come_back_at_once(project: Project, failing: dict[str, list[st
     ("arguments", "environment", "told"),
     [
         (["--sim-replay", "sim1:curio:-"], {}, "ERROR: --sim-replay: this is no replay line: 'sim1:curio:-'"),
-        (["--sim-replay", ""], {}, "ERROR: --sim-replay: this is no replay line: ''"),
         ([], {"AGENTCORE_SIM": "sim1:trio:1-2"}, "ERROR: AGENTCORE_SIM: this is no replay line: 'sim1:trio:1-2'"),
-        (["--sim-runs", "0"], {}, "argument --sim-runs: must be a whole number, 1 or more: got '0'"),
     ],
 )
 def test_wrong_options_are_told_at_once(
@@ -661,43 +715,9 @@ async def test_seeded():
 
 
 def test_options_override_simulate(project: Project) -> None:
-    """Runs, seed and budget of the command line have the last word, in the processes of xdist too."""
+    """Runs and seed of the command line have the last word, in the processes of xdist too."""
     project.write("test_counted.py", COUNTED)
-    said = project.test("--sim-runs", "3", "--sim-seed", "7", "-n", "1", status=FAILED)
+    said = project.test("--sim-runs=3", "--sim-seed=7", "-n1", plugins="xdist agentcore", status=FAILED)
     assert project.lines("runs") == ["asyncio"] * 3 + ["trio"] * 3
     assert "found on asyncio in run 1 (walk/7)" in said
-    project.test("--sim-budget", "0", "-k", "counted")
-    assert project.lines("runs") == ["asyncio", "trio"]
-
-
-def test_replay_line_and_fixtures(project: Project) -> None:
-    """The fixtures follow the line: its backend, its order, and its faults if it has any."""
-    project.write(
-        "test_followed.py",
-        """\
-import anyio
-import pytest
-
-@pytest.mark.sim(plan="marked#1:raise")
-def test_followed(sim, fault_plan):
-    order = []
-
-    async def work(number):
-        await anyio.lowlevel.checkpoint()
-        order.append(number)
-
-    async def main():
-        async with anyio.create_task_group() as group:
-            group.start_soon(work, 1)
-            group.start_soon(work, 2)
-
-    sim.run(main)
-    assert sim.backend == "trio"
-    print("order", order, fault_plan)
-""",
-    )
-    said = project.test("--sim-replay", "sim1:trio:1.1>2")
-    assert "order [2, 1] marked#1:raise" in said
-    assert "the replay line is for asyncio" in said
-    said = project.test("--sim-replay", "sim1:trio:::other#1:hang")
-    assert "order [1, 2] other#1:hang" in said
+    assert "AGENTCORE_SIM='sim1:asyncio:-' pytest test_counted.py::test_seeded" in said

@@ -806,7 +806,7 @@ def test_registries_may_be_those_of_a_test(backend: Any) -> None:
     async def main() -> int:
         agentcore.get_registry("tools").register("one", 1)
         await steps()
-        return len(agentcore.get_registry("tools"))
+        return len(agentcore.get_registry("tools").names())
 
     before = agentcore.get_registry("isolated")
     with isolated_globals():

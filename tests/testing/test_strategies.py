@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-from agentcore import AgentConfig, AgentRuntime, BaseTask, TaskExecutionError, TaskPriority
+from agentcore import AgentConfig, AgentRuntime, BaseTask, TaskExecutionError, TaskPriority, TaskState
 from agentcore.testing import (
     BACKENDS,
     FIFO,
@@ -25,6 +25,7 @@ from agentcore.testing import (
     Schedule,
     Target,
     agent_configs,
+    explore,
     fault_plans,
     inject,
     run_sim,
@@ -35,8 +36,16 @@ from agentcore.testing._simulation import Backend
 from tests.core.fakes import MockAgent
 from tests.planted.permits import slot_returned_twice
 
-STABLE = settings(database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+# The same examples in every run. `explain` takes more time than all the rest, and nobody reads it here.
+STABLE = settings(
+    database=None,
+    derandomize=True,
+    deadline=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
 MANY = settings(STABLE, max_examples=1_000)
+SOME = settings(STABLE, max_examples=250)
 FEW = settings(STABLE, max_examples=50)
 
 ACTIONS = get_args(Action)
@@ -142,8 +151,9 @@ def test_plans_shrink_to_nothing_then_to_the_first_call() -> None:
 
 def test_plans_are_within_what_was_asked_for() -> None:
     """Every target, action, argument and call comes up, nothing else does, and no two faults collide."""
-    plans = drawn(fault_plans(["a", "b"], exceptions=[OSError, InjectedFault], max_faults=2, max_calls=3, delays=[1, 2]))
-    assert {0, 1, 2} == {len(plan) for plan in plans}
+    options: dict[str, Any] = {"exceptions": [OSError, InjectedFault], "delays": [1, 2]}
+    plans = drawn(fault_plans(["a", "b"], max_faults=3, max_calls=2, **options))
+    assert {0, 1, 2, 3} == {len(plan) for plan in plans}
     faults = {fault for plan in plans for fault in plan}
     arguments = {
         "raise": (OSError, InjectedFault),
@@ -153,7 +163,7 @@ def test_plans_are_within_what_was_asked_for() -> None:
     assert faults == {
         Fault(target, call, action, argument, onwards)
         for target in "ab"
-        for call in (1, 2, 3)
+        for call in (1, 2)
         for action in ACTIONS
         for argument in arguments.get(action, (None,))
         for onwards in (False, True)
@@ -166,25 +176,29 @@ def test_plans_can_be_injected() -> None:
     kinds = ["agent:nobody", "agent:nobody.initialize", "registry:none", "thread:any", "handler:pay"]
     targets = LEDGER | {"ledger.size": (Ledger, "size"), "one.size": (Ledger(), "size")}
     strategy = st.tuples(fault_plans(targets, max_faults=5), fault_plans(kinds, max_faults=5))
-    for of_targets, of_kinds in drawn(strategy, settings(STABLE, max_examples=300)):
-        with inject(of_targets | of_kinds, targets, scope=anyio.CancelScope()):
-            pass
+
+    async def inject_all() -> None:
+        for of_targets, of_kinds in drawn(strategy, SOME):
+            with inject(of_targets | of_kinds, targets):
+                pass
+
+    run_sim(inject_all).unwrap()
 
 
 def test_synchronous_targets_do_not_wait() -> None:
     """They get every action but those that would block the event loop."""
     targets = LEDGER | {"ledger.size": (Ledger, "size")}
-    faults = [fault for plan in drawn(fault_plans(targets)) for fault in plan]
+    faults = [fault for plan in drawn(fault_plans(targets), SOME) for fault in plan]
     assert set(ACTIONS) - WAITING == {fault.action for fault in faults if fault.target == "ledger.size"}
     assert set(ACTIONS) == {fault.action for fault in faults if fault.target == "ledger.read"}
-    only = drawn(fault_plans(targets, actions=WAITING))
+    only = drawn(fault_plans(targets, actions=WAITING), FEW)
     assert {"ledger.charge", "ledger.read"} == {fault.target for plan in only for fault in plan}
 
 
 def test_actions_have_the_same_chance() -> None:
     """However many arguments one of them has."""
     exceptions = [OSError, ValueError, KeyError, LookupError]
-    plans = drawn(fault_plans(["a"], exceptions=exceptions, delays=range(9)), settings(MANY, max_examples=2_000))
+    plans = drawn(fault_plans(["a"], exceptions=exceptions, delays=range(9)))
     counts = [sum(fault.action == action for plan in plans for fault in plan) for action in ACTIONS]
     assert max(counts) < 2 * min(counts)
 
@@ -219,12 +233,9 @@ def test_what_no_plan_can_have_is_refused(
 
 
 def test_schedules_shrink_to_plain_orders() -> None:
-    """That of an event loop, then run to block, then a small seed."""
+    """That of an event loop, then run to block."""
     assert FIFO == find(schedules(), lambda schedule: True, settings=STABLE)
     assert RUN_TO_BLOCK == find(schedules(), lambda schedule: schedule != FIFO, settings=STABLE)
-    assert Schedule("walk", 2) == attrs.evolve(
-        find(schedules(), lambda schedule: schedule.strategy == "walk", settings=STABLE), length=64
-    )
 
 
 def test_schedules_differ() -> None:
@@ -246,8 +257,10 @@ def test_race_is_found_by_the_schedule_alone(backend: Backend) -> None:
         return run_sim(race, backend=backend, schedule=schedule).error is not None
 
     found = find(schedules(), fails, settings=MANY)
-    assert fails(found)
-    assert found.seed < 100
+    assert found.strategy in {"walk", "rare", "pct"}
+    report = explore(race, backend=backend, runs=1_000)
+    assert report.found is not None
+    assert 1 == len(report.found.replay.schedule.switches)
 
 
 # ---------------------------------------------------------------- tasks
@@ -262,7 +275,7 @@ class CopyTask(BaseTask):
     retries: int = 2
 
 
-@settings(STABLE, max_examples=200)
+@SOME
 @given(tasks())
 def test_tasks_survive_json(task: BaseTask) -> None:
     """Every task is valid, and what is written of it reads back as the same."""
@@ -273,7 +286,7 @@ def test_tasks_survive_json(task: BaseTask) -> None:
 
 def test_tasks_have_all_that_can_be_set() -> None:
     """Each argument of the class but the identifier takes more than its default, and every priority comes up."""
-    found = drawn(tasks(), settings(STABLE, max_examples=200))
+    found = drawn(tasks(), SOME)
     for name in ("type", "input", "priority", "metadata", "trace_id", "parent_id", "timeout_ms"):
         assert 1 < len({repr(getattr(task, name)) for task in found}), name
     assert set(TaskPriority) == {task.priority for task in found}
@@ -313,7 +326,7 @@ def test_unknown_fields_are_refused() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_runtime_takes_what_is_drawn(backend: Backend) -> None:
-    """Every task is executed, or has no time to be."""
+    """Each of them is executed, in one order or another."""
 
     async def handle(_context: Any) -> dict[str, Any]:
         await anyio.sleep(0)
@@ -321,17 +334,17 @@ def test_runtime_takes_what_is_drawn(backend: Backend) -> None:
 
     async def run_all(batch: list[BaseTask]) -> None:
         async with AgentRuntime() as runtime:
-            for task in batch:
-                runtime.handler(task.type, replace=True)(handle)
+            for task_type in {task.type for task in batch}:
+                runtime.handler(task_type)(handle)
             for task in batch:
                 await runtime.submit(task)
             await runtime.drain()
 
     @settings(FEW, max_examples=25)
-    @given(st.lists(tasks(timeout_ms=st.none()), max_size=4))
-    def completes(batch: list[BaseTask]) -> None:
-        run_sim(run_all, batch, backend=backend).unwrap()
-        assert {"COMPLETED"} >= {task.state.name for task in batch}
+    @given(st.lists(tasks(timeout_ms=st.none() | st.integers(1, 10_000)), max_size=4), schedules())
+    def completes(batch: list[BaseTask], schedule: Schedule) -> None:
+        run_sim(run_all, batch, backend=backend, schedule=schedule).unwrap()
+        assert {TaskState.COMPLETED} >= {task.state for task in batch}
 
     completes()
 
@@ -341,7 +354,7 @@ def test_runtime_takes_what_is_drawn(backend: Backend) -> None:
 
 def test_configurations_are_valid_and_differ() -> None:
     """Every field takes more than its default; an agent takes every one."""
-    found = drawn(agent_configs(), settings(STABLE, max_examples=200))
+    found = drawn(agent_configs(), SOME)
     for field in attrs.fields(AgentConfig):
         assert 1 < len({repr(getattr(config, field.name)) for config in found}), field.name
     for config in found:

@@ -1,0 +1,7 @@
+"""Have pytest tell what the assertions of scenarios compare."""
+
+import pytest
+
+pytest.register_assert_rewrite(
+    *(f"tests.sweeps.{module}" for module in ("scenarios", "of_agents", "of_runtime", "of_tasks"))
+)
