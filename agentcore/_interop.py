@@ -37,12 +37,14 @@ class Sources:
     Attributes:
         monotonic: seconds on a clock that never goes back; only differences mean something.
         wall: seconds since the epoch, UTC.
-        random: for jitter, sampling and identifiers.
+        random: for jitter and sampling.
+        identifier: gives the next identifier; None for those that no other process gives.
     """
 
     monotonic: Callable[[], float]
     wall: Callable[[], float]
     random: random.Random
+    identifier: Callable[[], str] | None = None
 
 
 SYSTEM: Final = Sources(monotonic=time.monotonic, wall=time.time, random=random.Random())  # noqa: S311 - not for secrets
@@ -92,6 +94,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 def new_id() -> str:
     """Return an identifier that no other call gives, here or in another process: a prefix of the process, a counter."""
+    if (own := sources.get().identifier) is not None:
+        return own()
     return f"{_prefix}{next(_counter)}"
 
 

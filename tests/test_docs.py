@@ -37,13 +37,6 @@ STEP = re.compile(
     r"|(?P<shown>^```console\n\$ (?P<command>[^\n]*)\n```\n\n```text\n)(?P<output>.*?)^```\n",
     re.DOTALL | re.MULTILINE,
 )
-# Until these modules say so themselves: their frames are not what the reader of a failure wants to see.
-HIDDEN = """
-from agentcore.testing import _explore, _faults, _simulate, _simulation, _sweep
-
-for module in (_explore, _faults, _simulate, _simulation, _sweep):
-    module.__tracebackhide__ = True
-"""
 WALKS = [page for page in PAGES if re.search(r"^```python title=", page.read_text(encoding="utf-8"), re.MULTILINE)]
 LINK = re.compile(r"\[[^\]]*\]\((?!\w+:|#)([^)#\s]+)")
 
@@ -70,8 +63,6 @@ def modules() -> list[str]:
 
 def walk(content: str, directory: Path) -> str:
     """Return a page with the output that its commands have, run in a directory with the files it has saved by then."""
-    (directory / "conftest.py").write_text(HIDDEN, encoding="utf-8")
-
     def step(match: re.Match[str]) -> str:
         if match["file"]:
             (directory / match["file"]).write_text(match["code"], encoding="utf-8")

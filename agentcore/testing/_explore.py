@@ -14,6 +14,9 @@ from ._schedule import FIFO, RUN_TO_BLOCK, DepthFirst, Schedule, Switch, portfol
 from ._shrink import shrink
 from ._simulation import Backend, SimResult, run_sim
 
+# pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
+__tracebackhide__ = True
+
 StrategyName = Literal["portfolio", "walk", "rare", "pct", "fifo", "dfs"]
 STRATEGY_NAMES: Final = ("portfolio", "walk", "rare", "pct", "fifo", "dfs")
 
@@ -58,14 +61,15 @@ class Found:
         left = len(self.replay.schedule.switches)
         how = f"found on {self.replay.backend} in run {self.run} ({_named(self.original)})"
         if self.replay.schedule.strategy == "switches" and self.switches:
-            how += f", shrunk from {self.switches} to {left} forced switches in {self.shrinking} runs"
+            how += f", shrunk from {self.switches} to {_count(left, 'forced switch', 'forced switches')}"
+            how += f" in {_count(self.shrinking, 'run', 'runs')}"
         lines = [how]
+        if not left and self.replay.schedule.strategy == "switches":
+            lines.append("no switch is needed: it fails when each task runs until it has to wait")
         if self.result.fired:
             lines.append(f"faults: {', '.join(self.result.fired)}")
         if self.result.trace:
-            last = self.result.trace[-STEPS_SHOWN:]
-            lines.append("the last steps:" if len(last) < len(self.result.trace) else "the steps:")
-            lines += [f"  {step}" for step in last]
+            lines += steps(self.result, STEPS_SHOWN)
         return [*lines, f"replay: {self.replay.assignment}"]
 
 
@@ -226,6 +230,19 @@ class _Search:
             [cause for cause in causes if isinstance(cause, Fault)],
             spent,
         )
+
+
+def steps(result: SimResult, most: int) -> list[str]:
+    """Return the last steps of a run, line by line, and what their tasks are called."""
+    last = result.trace[-most:]
+    what = "the steps" if len(last) == len(result.trace) else f"the last {len(last)} of {len(result.trace)} steps"
+    tasks = sorted({step.task for step in last})
+    names = ", ".join(f"{task} is {result.names[task].rpartition('.')[2]}" for task in tasks)
+    return [f"{what}, * where a switch was forced ({names}):", *(f"  {step}" for step in last)]
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def _named(schedule: Schedule) -> str:

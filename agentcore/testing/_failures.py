@@ -36,7 +36,7 @@ class Waiting:
         name: what the task is called.
         place: `function:line` of the innermost frame that is not a part of the event loop or of AnyIO.
         call: what that line waits in, empty if it waits in nothing that has a name.
-        file: the file of that line.
+        file: the file of that line; empty if the task has not begun.
     """
 
     task: int
@@ -48,7 +48,8 @@ class Waiting:
     def __str__(self) -> str:
         """Return one line: `task 2 'worker' at drain:41 in Event.wait (pool.py)`."""
         call = f" in {self.call}" if self.call else ""
-        return f"task {self.task} {self.name!r} at {self.place}{call} ({self.file})"
+        file = f" ({self.file})" if self.file else ""
+        return f"task {self.task} {self.name!r} at {self.place}{call}{file}"
 
 
 class SimulationFailure(AssertionError):  # noqa: N818 - as pytest says it: a test that fails

@@ -30,6 +30,9 @@ import attrs
 
 from agentcore.testing._fault_plans import TARGET, Fault, FaultPlan, make_exception
 
+# pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
+__tracebackhide__ = True
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
-
-_MACHINERY = [str(Path(module.__file__ or "").parent) for module in (anyio, contextlib)]
 _HERE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent.parent)
 _NAMES = ("anyio", "trio", "asyncio", "outcome", "sniffio")
 _known: dict[types.CodeType, bool] = {}
 
@@ -66,14 +65,36 @@ def stop_of(coroutine: Any) -> tuple[Any, Any]:
 
 
 def describe(coroutine: Any) -> tuple[str, str, str]:
-    """Return `function:line`, the name of what is waited in, and the file's name of a suspended coroutine."""
-    user, call = stop_of(coroutine)
-    code, _ = _step(call)
-    waited = code.co_qualname.removesuffix(".<locals>") if code is not None else ""
-    if user is None:
-        return waited or "?", "", Path(code.co_filename).name if code is not None else "?"
-    frame = getattr(user, "cr_frame", None) or getattr(user, "gi_frame", None) or getattr(user, "ag_frame", None)
-    own, _ = _step(user)
-    assert own is not None
-    line = frame.f_lineno if frame is not None else own.co_firstlineno
-    return f"{own.co_qualname.rpartition('<locals>.')[2]}:{line}", waited, Path(own.co_filename).name
+    """Tell where a suspended coroutine stands, in words.
+
+    Returns:
+        `function:line` of the innermost frame outside of agentcore and of the machinery, or of the innermost one in
+        agentcore; what it calls there, down to what it waits in; the name of the file.
+    """
+    frames = list(_frames(coroutine))
+    own = [index for index, (_node, code) in enumerate(frames) if not is_machinery(code)]
+    outside = [index for index in own if not frames[index][1].co_filename.startswith(_PACKAGE)]
+    if not own:
+        return "?", _name(frames[0][0]), Path(frames[0][1].co_filename).name
+    shown = (outside or own)[-1]
+    # The call that leads into agentcore, if that is where the task is, and the last one: what it waits in.
+    calls = [_name(frames[index + 1][0]) for index in dict.fromkeys((shown, own[-1])) if index + 1 < len(frames)]
+    node, code = frames[shown]
+    frame = getattr(node, "cr_frame", None) or getattr(node, "gi_frame", None) or getattr(node, "ag_frame", None)
+    line = frame.f_lineno if frame is not None else code.co_firstlineno
+    return f"{_name(node)}:{line}", " > ".join(calls), Path(code.co_filename).name
+
+
+def _frames(coroutine: Any) -> Iterator[tuple[Any, types.CodeType]]:
+    node = coroutine
+    while node is not None:
+        code, below = _step(node)
+        if code is not None:
+            yield node, code
+        node = below
+
+
+def _name(node: Any) -> str:
+    # The name of the coroutine and not that of its code: a stand-in is called like what it stands for.
+    name: str = node.__qualname__
+    return name.rpartition("<locals>.")[2]

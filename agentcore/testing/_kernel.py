@@ -62,22 +62,34 @@ class SimTask:
 
     def where(self) -> Waiting:
         """Return where the task is."""
+        if self.stops == 0 and self.ready:
+            return Waiting(self.serial, self.name, "its start", "", "")
         place, call, file = describe(self.coroutine)
         return Waiting(self.serial, self.name, place, call, file)
 
 
 @attrs.frozen
 class Step:
-    """One step of a trace: this task went on, at this virtual time, from this place."""
+    """One step of a trace: a task goes on from a place.
+
+    Attributes:
+        task: the number of the task.
+        stop: how often it had stopped.
+        now: the virtual time, in seconds.
+        place: where it had stopped: `function:line in call`, or `start`.
+        switched: whether it goes although another one would have, had each run until it had to wait.
+    """
 
     task: int
     stop: int
     now: float
     place: str
+    switched: bool = False
 
     def __str__(self) -> str:
-        """Return one line."""
-        return f"{self.now:.9g} s  task {self.task} stop {self.stop}  {self.place}"
+        """Return one line, with a star if the step is a switch."""
+        mark = "*" if self.switched else " "
+        return f"{mark} {self.now:.9g} s  task {self.task} from {self.place}"
 
 
 def _nothing(_task: SimTask) -> None:
@@ -120,6 +132,7 @@ class Kernel:
         self.threads = Threads(wake)
         self.tracing = trace
         self.trace: list[Step] = []
+        self.names: dict[int, str] = {}
         self.invariants: list[Callable[[], SimulationFailure | None]] = []
         self.idle_waiters: list[Callable[[], object]] = []
         # For sweeps: called when a task has come to a stop, and before it goes on from one.
@@ -134,6 +147,7 @@ class Kernel:
         self._serial = 0
         self._ready: list[SimTask] = []
         self._unsorted = 0
+        self._switched = False
         self._continues: SimTask | None = None
         self._instant_began = 0
         self._polled = False
@@ -182,6 +196,7 @@ class Kernel:
             recent = len(ready) - self._unsorted
             ready[recent:] = sorted(ready[recent:], key=_serial)
         self._unsorted = 0
+        self._switched = False
         task = ready.pop() if len(ready) == 1 else ready.pop(self._choose(ready))
         task.ready = False
         self._begin(task)
@@ -191,15 +206,18 @@ class Kernel:
         self.decisions += 1
         current = self.current
         index = None
-        if current is not None and current.ready and self._asks_current:
+        if current is not None and current.ready and (self._asks_current or self.tracing):
             # Looked for from the end: whoever has just run and is ready again is one of the last.
             index = next(i for i in range(len(ready) - 1, -1, -1) if ready[i] is current)
-        return self.strategy.choose(ready, index)
+        chosen = self.strategy.choose(ready, index)
+        self._switched = chosen != (index or 0)
+        return chosen
 
     def _begin(self, task: SimTask) -> None:
         if self.tracing:
-            place, call, _file = describe(task.coroutine)
-            self.trace.append(Step(task.serial, task.stops, self.now, f"{place} {call}".strip()))
+            self.names[task.serial] = task.name
+            place = "start" if task.stops == 0 else " in ".join(filter(None, describe(task.coroutine)[:2]))
+            self.trace.append(Step(task.serial, task.stops, self.now, place, self._switched))
         self.current = task
         self._polled = False
         self._waiting_since = None
@@ -257,6 +275,7 @@ class Kernel:
         if self.failure is None:
             self.failure = failure
             self._max_steps = self.steps + STEPS_TO_END
+            self.tracing = False  # what follows is a consequence
         self._end()
 
     def wind_up(self) -> None:

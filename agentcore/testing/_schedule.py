@@ -222,7 +222,7 @@ def _as_tuple(switches: Iterable[Switch]) -> tuple[Switch, ...]:
     return tuple(switches)
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Schedule:
     """The order of one run, as data.
 
@@ -242,6 +242,10 @@ class Schedule:
     def _check_strategy(self, _attribute: object, value: str) -> None:
         if value not in STRATEGIES:
             raise ValueError(f"the strategy of a schedule is one of {', '.join(STRATEGIES)}: got {value!r}")
+
+    def __repr__(self) -> str:
+        """Return what makes the same schedule, in short."""
+        return f"Schedule.parse({str(self)!r})"
 
     def start(self) -> Strategy:
         """Return a strategy for one run."""

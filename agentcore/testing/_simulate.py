@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from agentcore import AgentRuntime
 
-from ._explore import StrategyName, annotate, explore
+from ._explore import StrategyName, annotate, explore, steps
 from ._fault_plans import FaultPlan
 from ._replay import Replay, forced_replay
 from ._simulation import BACKENDS, Backend, current_simulation, run_sim
 from ._sweep import cancel_everywhere
+
+# pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
+__tracebackhide__ = True
 
 AsyncFunction = Callable[..., Awaitable[Any]]
 
@@ -128,5 +131,4 @@ def replay_one(function: AsyncFunction, replay: Replay, options: dict[str, Any])
     given = {**options, "trace": True}
     result = run_sim(function, backend=replay.backend, schedule=replay.schedule, plan=replay.plan, **given)  # type: ignore[arg-type]
     if result.error is not None:
-        steps = [f"  {step}" for step in result.trace[-50:]]
-        raise annotate(result.error, ["the steps:", *steps, f"replayed: {replay.assignment}"])
+        raise annotate(result.error, [*steps(result, 50), f"replayed: {replay.assignment}"])

@@ -1,9 +1,10 @@
 """One simulation: an event loop with a clock and an order of its own, driven from synchronous code."""
 
 import gc
+import itertools
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
@@ -21,6 +22,9 @@ from ._faults import Injection, default_scope, inject
 from ._kernel import Abandoned, Kernel, Loop, Step
 from ._loops import AsyncioLoop, TrioLoop
 from ._schedule import FIFO, Recorder, Schedule, Strategy
+
+# pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
+__tracebackhide__ = True
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -150,6 +154,25 @@ class Simulation:
         value: T = self._value
         return value
 
+    def call(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """Call a synchronous function in the simulation: `handle.cancel()`, `event.set()`, anything that needs its loop.
+
+        Args:
+            function: is called in the main task.
+            *args: its arguments.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            BaseException: as `run` does.
+        """
+
+        async def call() -> T:
+            return function(*args)
+
+        return self.run(call)
+
     def close(self) -> None:
         """End the simulation, and check that nothing is left behind.
 
@@ -191,6 +214,7 @@ class Simulation:
         if self._closed:
             return None
         self._closing = True
+        self._kernel.tracing = False
         left = tuple(task.where() for task in self._kernel.tasks.values() if task.serial)
         failure: SimulationFailure | None = None
         try:
@@ -229,7 +253,10 @@ class Simulation:
     # ------------------------------------------------------------ inside
 
     async def _main(self) -> None:
-        sources = Sources(monotonic=self._time, wall=self._wall, random=self.random)
+        numbers = itertools.count(1)
+        sources = Sources(
+            monotonic=self._time, wall=self._wall, random=self.random, identifier=lambda: f"sim-{next(numbers)}"
+        )
         with use_sources(sources), anyio.CancelScope() as self._root:
             _current.set(self)
             default_scope.set(self._root)
@@ -417,6 +444,7 @@ class SimResult:
         steps: how many steps the tasks made.
         decisions: how often more than one task could have gone next.
         trace: every step, if asked for.
+        names: what the tasks of the trace are called, by their numbers.
         fired: the faults that acted, as text.
     """
 
@@ -428,6 +456,7 @@ class SimResult:
     steps: int
     decisions: int
     trace: tuple[Step, ...] = ()
+    names: Mapping[int, str] = attrs.field(factory=dict)
     fired: tuple[str, ...] = ()
 
     def unwrap(self) -> Any:
@@ -490,5 +519,6 @@ def run_sim(
         steps=kernel.steps,
         decisions=kernel.decisions,
         trace=simulation.trace,
+        names=kernel.names,
         fired=tuple(str(fault) for fault in injection.fired) if injection is not None else (),
     )

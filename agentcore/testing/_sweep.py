@@ -21,6 +21,9 @@ from ._replay import MODES, CancelPoint, Mode, Replay, forced_replay, shortest
 from ._schedule import FIFO, Schedule
 from ._simulation import BACKENDS, Backend, SimResult, Simulation, current_simulation, run_sim
 
+# pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
+__tracebackhide__ = True
+
 _LISTED: Final = 8
 _NO_STATE: Final = object()
 
@@ -226,9 +229,7 @@ class _Sweep:
             line = shortest(attrs.evolve(plain, cancel=point))
             notes = [f"cancelled on {plain.backend} at {point}: {where}", f"replay: {line.assignment}"]
             if len(failures) > 1:
-                listed = ", ".join(str(point) for point, _error, _where in failures[:_LISTED])
-                more = ", ..." if len(failures) > _LISTED else ""
-                notes.insert(1, f"{len(failures)} of {len(points)} points fail: {listed}{more}")
+                notes[1:1] = _by_place(failures, len(points))
             raise annotate(error, notes)
 
     def _run(self, replay: Replay) -> tuple[SimResult, _Probe]:
@@ -311,6 +312,15 @@ class _Sweep:
         if left and self._build is None:
             what = "task is" if len(left) == 1 else "tasks are"
             raise LeakError(f"{len(left)} {what} left when the scenario has ended", left, simulation.now)
+
+
+def _by_place(failures: Sequence[tuple[CancelPoint | None, BaseException, str]], points: int) -> list[str]:
+    places: dict[str, list[str]] = {}
+    for point, _error, where in failures:
+        places.setdefault(where, []).append(str(point))
+    lines = [f"  {where}: {', '.join(found)}" for where, found in places.items()]
+    more = [f"  and {len(lines) - _LISTED} more places"] if len(lines) > _LISTED else []
+    return [f"{len(failures)} of {points} points fail:", *lines[:_LISTED], *more]
 
 
 async def _value(result: Any) -> Any:
