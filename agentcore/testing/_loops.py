@@ -1,7 +1,6 @@
 """The one file that knows the insides of asyncio, of trio and of AnyIO.
 
-Each loop here is the real one, with three things taken over: its clock, the order of its tasks, and what it does when
-none can run. Private attributes that are touched:
+Each loop is the real one, but for its clock, its order, and what it does when nothing can run. What is touched:
 
 | of | attribute | what for |
 |---|---|---|
