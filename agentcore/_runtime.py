@@ -339,24 +339,32 @@ class AgentRuntime:
         try:
             await self.drain(self.config.grace if grace is None else grace)
         finally:
-            # Limited in time by what the agents do: a task ends when its clean-up has, and no sooner. If two calls
-            # overlap, each does all of this, for the first reason; every step may be done twice.
-            reason, began = self._closing
-            with anyio.CancelScope(shield=True):
-                await self.tasks.cut(reason)
-                await self._terminate_agents()
-            cut_short = self.tasks.cut_short()
-            first = self._report is None
-            self._report = ShutdownReport(
-                reason=reason,
-                drained=not cut_short,
-                cut_short=cut_short,
-                agents_failed=tuple(self._agents_failed),
-                duration=_interop.monotonic() - began,
-            )
-            if first:
-                self._log.emit("runtime_closed", summary=self._report.summary())
+            # In a task of its own: a `Task.cancel()` by the host comes through every shield, but ends only this task.
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._end_all, *self._closing)
+        assert self._report is not None  # `_end_all` has made it  # noqa: S101
         return self._report
+
+    async def _end_all(self, reason: str, began: float) -> None:
+        """Cancel every task, terminate the shared agents, and report.
+
+        Limited in time by what the agents do: a task ends when its clean-up has, and no sooner. If two calls overlap, each
+        does all of this, for the first reason; every step may be done twice.
+        """
+        with anyio.CancelScope(shield=True):
+            await self.tasks.cut(reason)
+            await self._terminate_agents()
+        cut_short = self.tasks.cut_short()
+        first = self._report is None
+        self._report = ShutdownReport(
+            reason=reason,
+            drained=not cut_short,
+            cut_short=cut_short,
+            agents_failed=tuple(self._agents_failed),
+            duration=_interop.monotonic() - began,
+        )
+        if first:
+            self._log.emit("runtime_closed", summary=self._report.summary())
 
     async def __aenter__(self) -> Self:
         if self.tasks.state != "new":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from typing import Any, final
 
@@ -187,8 +187,10 @@ class Scheduler:
         current = self._current()
         if job is not None and current is not None:
             job.waiters.append(current)
+        # A task of another runtime may wait here too: it lends the slot that it has there.
+        lender = current if current is not None else current_job.get()
         try:
-            with self._admission.lending(current):
+            with lender.lending() if lender is not None else nullcontext():
                 yield
         finally:
             if wait is not None:
@@ -206,7 +208,8 @@ class Scheduler:
         if self._ended is not None:
             self._ended.set()
         try:
-            while self._ledger.jobs.keys() - +self._idlers:
+            # Who is in no task waits for them as well: nobody waits for him, so there is no circle.
+            while self._ledger.jobs.keys() - (+self._idlers if own else Counter()):
                 # Shared by all who wait: one of their own would hide it from the others.
                 if self._ended is None or self._ended.is_set():
                     self._ended = anyio.Event()

@@ -64,6 +64,11 @@ def stop_of(coroutine: Any) -> tuple[Any, Any]:
     return user, call
 
 
+def runs(coroutine: Any, code: types.CodeType) -> Any:
+    """Return the coroutine of this code among those that a suspended one waits in, None if there is none."""
+    return next((node for node, own in _frames(coroutine) if own is code), None)
+
+
 def describe(coroutine: Any) -> tuple[str, str, str]:
     """Tell where a suspended coroutine stands, in words.
 

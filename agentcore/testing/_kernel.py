@@ -4,6 +4,7 @@ It knows no event loop. A loop tells it which tasks have become ready and asks w
 asks what to do, and the answer is at most one of: let in the result of a thread, wait for real, move the clock, fail.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol
@@ -62,7 +63,7 @@ class SimTask:
 
     def where(self) -> Waiting:
         """Return where the task is."""
-        if self.stops == 0 and self.ready:
+        if inspect.iscoroutine(self.coroutine) and inspect.getcoroutinestate(self.coroutine) == inspect.CORO_CREATED:
             return Waiting(self.serial, self.name, "its start", "", "")
         place, call, file = describe(self.coroutine)
         return Waiting(self.serial, self.name, place, call, file)
@@ -286,6 +287,7 @@ class Kernel:
         self.stopped = self.resuming = _nothing
         self._max_steps = self.steps + STEPS_TO_END
         self._aborts = 0
+        self.forcing = False
 
     def _end(self) -> None:
         self._aborts += 1

@@ -8,9 +8,9 @@ Each loop is the real one, but for its clock, its order, and what it does when n
 | asyncio | `Handle._callback`, `_args`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled`, `Task._log_destroy_pending` | the steps of tasks, and their end |
 | trio | `_core._run._r`, `_ALLOW_DETERMINISTIC_SCHEDULING`, `GLOBAL_RUN_CONTEXT.runner` | the order of steps |
 | trio | `Runner.runq`, `entry_queue`, `trio_token`, `waiting_for_idle`, `deadlines`, `io_manager`, `init`, `TrioToken._create`, `EntryQueue.task` | steps, calls from threads |
-| trio | `Task._next_send_fn`, `_next_send`, `_cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
+| trio | `_timeouts.sleep_until`, `Task._next_send_fn`, `_next_send`, `_cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
 | AnyIO | `_backends._asyncio.TaskGroup.__aexit__` and the `_tasks` it waits for | which wake-ups are no steps |
-| AnyIO | `_backends._asyncio._task_states`, `TaskState.cancel_scope`, `CancelScope._parent_scope` | the scopes around a task |
+| AnyIO | `_backends._asyncio._threadpool_workers`, `_task_states`, `TaskState.cancel_scope`, `CancelScope._parent_scope` | the scopes around a task |
 | AnyIO | `run_sync_in_worker_thread`, `run_async_from_thread` and `wait_all_tasks_blocked` of the backend classes | threads, quiescence |
 
 `_check.py` tries all of it before the first simulation and says clearly when a version is too new or too old.
@@ -19,6 +19,7 @@ Each loop is the real one, but for its clock, its order, and what it does when n
 import asyncio
 import concurrent.futures
 import heapq
+import importlib
 import math
 import queue
 import threading
@@ -29,14 +30,15 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ._frames import runs
 from ._kernel import Abandoned, Kernel, Main, Scope, SimTask
 from ._threads import asking, gated
 
 if TYPE_CHECKING:
     import random
 
-    import trio
-
+# An extra: loaded when the first simulation needs it.
+trio: Any = None
 # Callbacks that do nothing but call themselves again (AnyIO's delivery of cancellations) run so often between two steps.
 SPINS = 16
 
@@ -91,9 +93,7 @@ def _waits_for_children(task: SimTask, handle: asyncio.Handle) -> bool:
         return False
     from anyio._backends._asyncio import TaskGroup  # noqa: PLC0415 - only where asyncio runs
 
-    node = task.call
-    while node is not None and getattr(node, "cr_code", None) is not TaskGroup.__aexit__.__code__:
-        node = getattr(node, "cr_await", None)
+    node = runs(task.call, TaskGroup.__aexit__.__code__)
     return node is not None and bool(node.cr_frame.f_locals["self"]._tasks)
 
 
@@ -242,6 +242,7 @@ class AsyncioLoop:
                 task.cancel()
             if left:
                 loop.run_until_complete(asyncio.wait(left))
+            loop.run_until_complete(_stop_workers())
             if loop._asyncgens:
                 loop.run_until_complete(loop.shutdown_asyncgens())
             if getattr(loop, "_default_executor", None) is not None:
@@ -251,6 +252,8 @@ class AsyncioLoop:
             for task in asyncio.all_tasks(loop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 _close(task.get_coro())
+            self.kernel.wind_up()
+            loop.run_until_complete(_stop_workers())
         finally:
             loop.close()
 
@@ -269,6 +272,14 @@ class AsyncioLoop:
     def uncancel(self, task: SimTask) -> None:
         while task.native.cancelling():
             task.native.uncancel()
+
+
+async def _stop_workers() -> None:
+    """End AnyIO's idle threads: they end with a root task, which the loop is stopped too early for, or which never ends."""
+    from anyio._backends._asyncio import _threadpool_workers  # noqa: PLC0415 - only where asyncio runs
+
+    for worker in tuple(_threadpool_workers.get(())):
+        worker.stop()
 
 
 def _close(coroutine: Any) -> None:
@@ -299,8 +310,6 @@ class TrioLoop:
         self.unretrieved: list[str] = []
 
     def start(self, main: Main) -> None:
-        import trio  # noqa: PLC0415 - loaded when it is used
-
         hook_trio(1)
         try:
             trio.lowlevel.start_guest_run(
@@ -321,8 +330,6 @@ class TrioLoop:
         hook_trio(-1)
 
     def _wake(self) -> None:
-        import trio  # noqa: PLC0415
-
         try:
             self._runner.entry_queue.run_sync_soon(_nothing, idempotent=True)
         except trio.RunFinishedError:
@@ -339,8 +346,6 @@ class TrioLoop:
             self._raise_inner()
 
     def _raise_inner(self) -> None:
-        import trio  # noqa: PLC0415
-
         try:
             self._outcome.unwrap()
         except trio.TrioInternalError as error:
@@ -362,6 +367,8 @@ class TrioLoop:
 
     def scopes(self, task: SimTask) -> Iterator[Scope]:
         status = task.native._cancel_status
+        if runs(task.coroutine, trio._timeouts.sleep_until.__code__):
+            status = status._parent  # a sleep is a scope of its own there
         while status is not None:
             yield status._scope
             status = status._parent
@@ -374,17 +381,15 @@ class TrioLoop:
     # Called by trio, through the clock, the instrument and the hook of its random order.
 
     def began(self) -> None:
-        import trio  # noqa: PLC0415
-
         runner = self._runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
         create = trio.lowlevel.TrioToken._create
         runner.trio_token = create(_Entrance(runner.entry_queue, self.kernel))
 
-    def spawned(self, task: "trio.lowlevel.Task") -> None:
+    def spawned(self, task: Any) -> None:
         if task.coro.cr_code not in _INFRASTRUCTURE:
             self.kernel.adopt(task, task.coro, task.name)
 
-    def exited(self, task: "trio.lowlevel.Task") -> None:
+    def exited(self, task: Any) -> None:
         if self._running is not None and self._running.native is task:
             self._done = True
         else:
@@ -404,10 +409,13 @@ class TrioLoop:
         # Not the deadline as given: the end of the step may have changed it.
         return self.kernel.idle(runner.deadlines.next_deadline(), inputs=inputs)
 
-    def order(self, batch: "list[trio.lowlevel.Task]") -> None:
+    def order(self, batch: list[Any]) -> None:
         """Leave one task in the batch: the one that goes next."""
         own = self._arrive(batch)
+        now = self.kernel.now
         self._end_step()
+        if self.kernel.now > now:
+            self._runner.deadlines.expire(self.kernel.now)
         # What the end of the step has made ready: a sweep may have cancelled a scope.
         own += self._arrive(list(self._runner.runq))
         self._runner.runq.clear()
@@ -418,7 +426,7 @@ class TrioLoop:
             if self.kernel.forcing and not any(nursery.child_tasks for nursery in task.native.child_nurseries):
                 task.native._next_send_fn, task.native._next_send = task.coroutine.throw, Abandoned()
 
-    def _arrive(self, batch: "list[trio.lowlevel.Task]") -> "list[trio.lowlevel.Task]":
+    def _arrive(self, batch: list[Any]) -> list[Any]:
         own = []
         for native in batch:
             task = self.kernel.tasks.get(native)
@@ -454,9 +462,7 @@ def _nothing() -> None:
 
 
 def _make_clock(loop: TrioLoop) -> Any:
-    import trio  # noqa: PLC0415
-
-    class Clock(trio.abc.Clock):
+    class Clock(trio.abc.Clock):  # type: ignore[misc]
         simulation = loop
 
         def start_clock(self) -> None:
@@ -472,16 +478,14 @@ def _make_clock(loop: TrioLoop) -> Any:
 
 
 def _make_instrument(loop: TrioLoop) -> Any:
-    import trio  # noqa: PLC0415
-
-    class Instrument(trio.abc.Instrument):
+    class Instrument(trio.abc.Instrument):  # type: ignore[misc]
         def before_run(self) -> None:
             loop.began()
 
-        def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        def task_spawned(self, task: Any) -> None:
             loop.spawned(task)
 
-        def task_exited(self, task: trio.lowlevel.Task) -> None:
+        def task_exited(self, task: Any) -> None:
             loop.exited(task)
 
     return Instrument()
@@ -499,9 +503,7 @@ class _Order:
     def __init__(self, original: "random.Random") -> None:
         self._original = original
 
-    def shuffle(self, batch: "list[Any]") -> None:
-        import trio  # noqa: PLC0415
-
+    def shuffle(self, batch: list[Any]) -> None:
         clock: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner.clock
         simulation = getattr(clock, "simulation", None)
         if isinstance(simulation, TrioLoop):
@@ -516,8 +518,6 @@ class _Order:
 def hook_trio(change: int) -> None:
     """Take over the order of trio's tasks while at least one simulation runs, and give it back afterwards."""
     global _hooks, _was  # noqa: PLW0603 - trio's own switch is global too
-    import trio  # noqa: PLC0415
-
     module: Any = trio._core._run
     with _hook_lock:
         if _hooks == 0:
@@ -541,8 +541,6 @@ def current_kernel() -> Kernel | None:
         return loop.kernel if isinstance(loop, _AsyncioLoop) else None
     if not _INFRASTRUCTURE:
         return None
-    import trio  # noqa: PLC0415
-
     runner = getattr(trio._core._run.GLOBAL_RUN_CONTEXT, "runner", None)
     simulation = getattr(runner.clock, "simulation", None) if runner is not None else None
     return simulation.kernel if isinstance(simulation, TrioLoop) else None
@@ -586,7 +584,8 @@ def _install_asyncio() -> None:
 
 
 def _install_trio() -> None:
-    import trio  # noqa: PLC0415
+    global trio  # noqa: PLW0603 - an import that waits until it is needed
+    trio = importlib.import_module("trio")
     from anyio._backends._trio import TrioBackend  # noqa: PLC0415
 
     backend: Any = TrioBackend

@@ -15,6 +15,9 @@ from ._schedule import FIFO, Ready, Schedule, Strategy
 from ._simulation import BACKENDS, Backend, Simulation
 from ._strategies import schedules, stateful
 
+# pytest leaves the frames of this file out of the traceback: the reader's own rule comes first.
+__tracebackhide__ = True
+
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
@@ -137,7 +140,7 @@ class SimMachine(stateful.RuleBasedStateMachine):
         error = sys.exception()
         failed = error is not None and error is not self._around
         try:
-            if not failed and not self._initialize_rules_to_run:
+            if not failed and not self._initialize_rules_to_run:  # an attribute of the base class
                 self.finish()
         except BaseException:
             failed = True

@@ -150,14 +150,8 @@ def schedules() -> st.SearchStrategy[Schedule]:
     It shrinks to that of an event loop, or to each task until it waits. Of the others none is simpler than the next: what
     matters in a schedule is found by `explore`, which shrinks it switch by switch.
     """
-    return _schedules()
-
-
-@st.composite
-def _schedules(draw: st.DrawFn) -> Schedule:
-    number = draw(st.integers(0, 2**16 - 1))
-    # `pct` asks how long the run is, which nobody knows here: that differs from seed to seed, from 16 to 512 decisions.
-    return portfolio(number, 0, 8 << number // 4 % 6)
+    # One number for everything. `pct` asks how long the run is, which nobody knows here: from 16 to 512 decisions, in turn.
+    return st.integers(0, 2**16 - 1).map(lambda number: portfolio(number, 0, 8 << number // 4 % 6))
 
 
 # ------------------------------------------------------------------------------------------------------- data

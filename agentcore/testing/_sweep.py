@@ -81,7 +81,8 @@ class _Probe:
         deadlines = (inner for inner in self._simulation._loop.scopes(task) if inner.deadline < float("inf"))
         innermost = next(deadlines, None)
         if innermost is not None and self._reached("deadline", task):
-            innermost.deadline = self._simulation.now
+            # As if the step had taken so long: no scope ever ends before the clock has reached its deadline.
+            self._simulation._kernel.move_to(innermost.deadline)
 
     def _resuming(self, task: SimTask) -> None:
         if self._scope is not None and self._reached("wake", task):
@@ -91,9 +92,12 @@ class _Probe:
         return next(iter(self._simulation._kernel.tasks.values()))
 
     def _main_waits(self) -> bool:
-        """Tell whether the main task is waiting now, with no shield between it and the scope."""
+        """Tell whether the main task is waiting now, with no shield between it and the scope.
+
+        At the end of a group it is the children who meet a cancellation; the group makes of it what they do.
+        """
         main = self._main()
-        if main.ready:
+        if main.ready or getattr(main.call, "__qualname__", "").endswith("__aexit__"):
             return False
         for scope in self._simulation._loop.scopes(main):
             if scope.shield:
@@ -108,7 +112,8 @@ class _Probe:
         if self.point is None or self.point.mode != mode or self.point.index != index:
             return False
         self.hit = str(task.where())
-        self.when = self._simulation.now
+        if mode != "deadline":
+            self.when = self._simulation.now
         return True
 
 
@@ -162,7 +167,7 @@ def cancel_everywhere(
     sweep = _Sweep(scenario, build, check, _Rules(allow, within, strict), options)
     replay = replay or forced_replay()
     if replay is not None:
-        sweep.run_all(replay, [replay.cancel] if replay.cancel is not None else [])
+        sweep.run_all(replay, [replay.cancel])
         return sweep.report()
     for backend in backends:
         for schedule in schedules:

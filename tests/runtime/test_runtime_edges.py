@@ -98,7 +98,7 @@ async def test_slots_and_turns_do_not_wait_for_each_other(in_flight: int, concur
 
 
 @pytest.mark.parametrize(("in_flight", "concurrency"), [(1, 1), (1, 2), (2, 1)])
-@simulate(runs=50)
+@simulate(runs=20)
 async def test_slots_and_turns_do_not_wait_for_each_other_in_any_order(in_flight: int, concurrency: int) -> None:
     """So it is whoever goes next."""
     async with AgentRuntime(RuntimeConfig(in_flight=in_flight)) as runtime:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
-@simulate(runs=20)
+@simulate(runs=10)
 async def test_no_more_run_than_in_flight(in_flight: int) -> None:
     """However many are submitted, so many run at a time, and all get their turn."""
     async with runtime_of(in_flight=in_flight) as runtime:
@@ -211,7 +211,7 @@ async def test_a_deadline_that_passes_before_the_turn_fails_the_task() -> None:
 
 
 @pytest.mark.parametrize(("which", "options"), [("timeout", {"timeout": 5}), ("total", {"deadline": 5})])
-@simulate(runs=20)
+@simulate(runs=5)
 async def test_a_deadline_of_the_execution_fails_the_task(which: str, options: dict[str, float]) -> None:
     """Which deadline it was is recorded, and the timeout is the cause of what the waiter gets."""
     async with runtime_of(in_flight=1) as runtime:

@@ -238,7 +238,7 @@ WAITS: dict[str, Callable[[AgentRuntime, TaskHandle], Any]] = {
 
 @pytest.mark.parametrize("how", ["scope", "native"])
 @pytest.mark.parametrize("wait", WAITS)
-@simulate(runs=20)
+@simulate(runs=10)
 async def test_who_waits_can_be_cancelled(wait: str, how: str) -> None:
     """By a scope or by `Task.cancel()`: the cancellation comes out as it went in, and only the waiter is hit."""
     if how == "native" and not on_asyncio():
@@ -558,7 +558,7 @@ async def test_many_cancellations_in_a_storm() -> None:
         await check_at_rest(runtime, 3)
 
 
-@simulate(runs=50)
+@simulate(runs=30)
 async def test_cancellations_at_any_moment() -> None:
     """Of six tasks on two slots two are cancelled, each whenever its turn to be cancelled comes: all end, nothing leaks."""
     async with runtime_of(in_flight=2, queue=3) as runtime, anyio.create_task_group() as group:

@@ -63,7 +63,7 @@ async def test_trees_of_tasks_end(way: str, in_flight: int) -> None:
 
 @pytest.mark.parametrize("in_flight", [1, 2])
 @pytest.mark.parametrize("way", ["run one by one", "submit all, then wait", "run at once", "mixed at once"])
-@simulate(runs=20)
+@simulate(runs=10)
 async def test_small_trees_end_in_any_order(way: str, in_flight: int) -> None:
     """So it is whoever goes next."""
     async with runtime_of(in_flight=in_flight, queue=1) as runtime:
@@ -72,7 +72,7 @@ async def test_small_trees_end_in_any_order(way: str, in_flight: int) -> None:
         await check_at_rest(runtime, in_flight)
 
 
-@simulate(runs=10)
+@simulate(runs=5)
 async def test_several_trees_at_once() -> None:
     """Trees of all kinds, run and submitted from outside at the same time, share one slot and end."""
     async with runtime_of(in_flight=1, queue=1) as runtime:
@@ -174,7 +174,7 @@ async def test_a_slot_that_was_lent_is_over_the_limit_only_as_long_as_needed() -
 
 
 @pytest.mark.parametrize("wait", ["run", "result", "wait", "submit", "drain"])
-@simulate(runs=20)
+@simulate(runs=10)
 async def test_cancelled_waits_for_children_leak_nothing(wait: str) -> None:
     """A parent that gives up its wait has its slot again and goes on; the child's way is its own."""
     async with runtime_of(in_flight=1, queue=1) as runtime:

@@ -57,7 +57,9 @@ def test_depth_first_notices_that_a_program_is_not_the_same_each_time() -> None:
     run_sim(main, schedule=search).unwrap()
     search.advance()
     result = run_sim(main, schedule=search)
-    assert "had 4 ready tasks and has 3 now" in str(result.error) or "does not depend on its schedule" in str(result.error)
+    assert "had 4 ready tasks and has 3 now" in str(result.error) or "does not depend on its schedule" in str(
+        result.error
+    )
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -292,5 +294,7 @@ def test_what_is_no_schedule_is_refused(text: str) -> None:
 
 
 def test_a_strategy_must_be_known() -> None:
-    with pytest.raises(ValueError, match="the strategy of a schedule is one of switches, fifo, walk, rare, pct: got 'dfs'"):
+    with pytest.raises(
+        ValueError, match="the strategy of a schedule is one of switches, fifo, walk, rare, pct: got 'dfs'"
+    ):
         Schedule("dfs")

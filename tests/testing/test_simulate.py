@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.strategies import integers
 
 from agentcore import AgentRuntime
@@ -372,6 +372,22 @@ def test_groups_and_findings_stay_what_they_are() -> None:
     assert isinstance(error, DeadlockError)
     assert "stuck:" in str(error)
     assert line_of(error) == "sim1:asyncio:-"
+
+
+def test_hypothesis_stands_above() -> None:
+    """It draws the arguments, and each example is searched; the failing one is told with its line."""
+
+    @settings(deadline=None, database=None, max_examples=20, derandomize=True)
+    @given(number=integers(1, 9))
+    @simulate(backends=["trio"])
+    async def test(number: int) -> None:
+        order = await order_of(number)
+        assert order == sorted(order)
+
+    error = failure_of(test)
+    assert isinstance(error, AssertionError)
+    assert any("number=2" in note for note in error.__notes__)
+    assert len(Replay.parse(line_of(error)).schedule.switches) == 1
 
 
 # ---------------------------------------------------------------- faults

@@ -8,6 +8,7 @@ import sys
 from typing import Any, get_args
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
@@ -49,7 +50,7 @@ SOME = settings(STABLE, max_examples=250)
 FEW = settings(STABLE, max_examples=50)
 
 ACTIONS = get_args(Action)
-WAITING = {"delay", "hang"}
+WAITING: set[Action] = {"delay", "hang"}
 
 
 class Ledger:
@@ -146,7 +147,9 @@ def test_plans_shrink_to_nothing_then_to_the_first_call() -> None:
     assert "a#1:raise(OSError);b#1:raise(OSError)" == str(
         find(plans, lambda plan: {"a", "b"} == {fault.target for fault in plan}, settings=STABLE)
     )
-    assert "a#3:raise(OSError)" == str(find(plans, lambda plan: plan.at("a", 3) and not plan.at("a", 2), settings=STABLE))
+    assert "a#3:raise(OSError)" == str(
+        find(plans, lambda plan: plan.at("a", 3) and not plan.at("a", 2), settings=STABLE)
+    )
 
 
 def test_plans_are_within_what_was_asked_for() -> None:
@@ -329,7 +332,7 @@ def test_runtime_takes_what_is_drawn(backend: Backend) -> None:
     """Each of them is executed, in one order or another."""
 
     async def handle(_context: Any) -> dict[str, Any]:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return {}
 
     async def run_all(batch: list[BaseTask]) -> None:

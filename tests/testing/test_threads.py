@@ -445,7 +445,9 @@ def test_a_hung_thread_is_a_stall(backend: Any) -> None:
 
     result = run_sim(main, backend=backend, watchdog=0.2)
     go_on.set()
-    with pytest.raises(StallError, match=r"a worker thread kept the simulation waiting for 0\.2 real seconds") as caught:
+    with pytest.raises(
+        StallError, match=r"a worker thread kept the simulation waiting for 0\.2 real seconds"
+    ) as caught:
         result.unwrap()
     line = waits_for_it.__code__.co_firstlineno + 2
     assert f"waits_for_it:{line} in run_sync" in str(caught.value)
