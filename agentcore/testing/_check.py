@@ -2,6 +2,19 @@
 
 It runs once for each backend, before the first simulation, and takes a few milliseconds. First every private attribute
 that `_loops.py` touches is looked for, then small programs are run whose outcome is known.
+
+Every private attribute of other libraries that the simulator touches, all of them in `_loops/`:
+
+| of | attribute | what for |
+|---|---|---|
+| asyncio | `BaseEventLoop._run_once`, `_ready`, `_scheduled`, `_selector`, `_process_events`, `_stopping`, `_write_to_self`, `_check_closed`, `_timer_cancelled_count`, `_asyncgens`, `_default_executor` | the order of steps, timers, inputs |
+| asyncio | `Handle._callback`, `_args`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled`, `Task._log_destroy_pending` | the steps of tasks, and their end |
+| trio | `_core._run._r`, `_ALLOW_DETERMINISTIC_SCHEDULING`, `GLOBAL_RUN_CONTEXT.runner` | the order of steps |
+| trio | `Runner.runq`, `entry_queue`, `trio_token`, `waiting_for_idle`, `deadlines`, `io_manager`, `init`, `TrioToken._create`, `EntryQueue.task` | steps, calls from threads |
+| trio | `_timeouts.sleep_until`, `Task._next_send_fn`, `_next_send`, `_cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
+| AnyIO | `_backends._asyncio.TaskGroup.__aexit__` and the `_tasks` it waits for | which wake-ups are no steps |
+| AnyIO | `_backends._asyncio._threadpool_workers`, `_task_states`, `TaskState.cancel_scope`, `CancelScope._parent_scope` | the scopes around a task |
+| AnyIO | `run_sync_in_worker_thread`, `run_async_from_thread` and `wait_all_tasks_blocked` of the backend classes | threads, quiescence |
 """
 
 import asyncio

@@ -57,8 +57,10 @@ class Target:
     corrupt: Callable[[Any], Any] | None = None
 
 
-default_scope: Final[ContextVar[anyio.CancelScope | None]] = ContextVar("agentcore_fault_scope", default=None)
-"""The scope that `cancel` cancels in blocks that name none."""
+default_scope: Final[ContextVar[Callable[[], anyio.CancelScope | None]]] = ContextVar(
+    "agentcore_fault_scope", default=lambda: None
+)
+"""Gives the scope that `cancel` cancels in blocks that name none."""
 
 # The blocks that the present task or thread is in, the innermost last.
 _active: Final[ContextVar[tuple["Injection", ...]]] = ContextVar("agentcore_injections", default=())
@@ -104,9 +106,9 @@ class Injection:
         plan: the plan.
     """
 
-    def __init__(self, plan: FaultPlan, scope: anyio.CancelScope | None) -> None:
+    def __init__(self, plan: FaultPlan, scope: Callable[[], anyio.CancelScope | None]) -> None:
         self.plan = plan
-        self.scope = scope
+        self._scope = scope
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._fired: list[Fault] = []
@@ -156,8 +158,9 @@ class Injection:
             self._fired.append(fault)
 
     def _cancel(self, fault: Fault) -> None:
-        assert self.scope is not None, "inject() refuses such a plan"
-        cancel = functools.partial(self.scope.cancel, f"injected fault {fault}")
+        scope = self._scope()
+        assert scope is not None, "inject() refuses such a plan"
+        cancel = functools.partial(scope.cancel, f"injected fault {fault}")
         # Scopes belong to the thread of their event loop; a synchronous target may be called in a worker thread.
         if threading.get_ident() == self._thread:
             cancel()
@@ -408,7 +411,7 @@ def inject(
             synchronous function.
     """
     plan = _as_plan(plan)
-    injection = Injection(plan, default_scope.get() if scope is None else scope)
+    injection = Injection(plan, default_scope.get() if scope is None else lambda: scope)
     _check_plan(injection)
     with _replaced(injection, _resolve(plan, targets or {})):
         _active.set((*_active.get(), injection))
@@ -430,7 +433,7 @@ def _as_plan(plan: FaultPlan | Fault | Iterable[Fault] | str) -> FaultPlan:
 
 def _check_plan(injection: Injection) -> None:
     for fault in injection.plan:
-        if fault.action == "cancel" and injection.scope is None:
+        if fault.action == "cancel" and injection._scope() is None:
             raise ValueError(
                 f"fault {str(fault)!r} must have a scope to cancel: got none; write inject(..., scope=...)"
             )

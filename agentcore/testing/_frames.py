@@ -26,7 +26,7 @@ def is_machinery(code: types.CodeType) -> bool:
     if known is None:
         path = Path(code.co_filename)
         known = _known[code] = (
-            path.parent == Path(_HERE)
+            code.co_filename.startswith(_HERE)
             or path == Path(contextlib.__file__)
             or any(part in _NAMES for part in path.parts)
         )
@@ -102,4 +102,15 @@ def _frames(coroutine: Any) -> Iterator[tuple[Any, types.CodeType]]:
 def _name(node: Any) -> str:
     # The name of the coroutine and not that of its code: a stand-in is called like what it stands for.
     name: str = node.__qualname__
+    while name.endswith(">") and ".<locals>." in name:
+        name = name.rpartition(".<locals>.")[0]  # comprehensions: some versions have frames of their own for them
     return name.rpartition("<locals>.")[2]
+
+
+def close(coroutine: Any) -> None:
+    """Close a coroutine that nobody will run any more."""
+    try:
+        coroutine.close()
+    except (RuntimeError, ValueError):
+        # It waits again while it is closed, or is running: there is nothing more that could be done for it.
+        return

@@ -40,26 +40,30 @@ class SimTask:
         serial: its number, in the order of the starts.
         native: what the event loop calls it.
         coroutine: what it runs.
-        name: what it is called.
         payload: what the event loop needs to run its next step.
         ready: whether it can run.
         tick: the step after which it became ready.
         stops: how often it has stopped.
     """
 
-    __slots__ = ("call", "coroutine", "gave_way", "name", "native", "payload", "ready", "serial", "stops", "tick")
+    __slots__ = ("_name", "call", "coroutine", "gave_way", "native", "payload", "ready", "serial", "stops", "tick")
 
-    def __init__(self, serial: int, native: Any, coroutine: Any, name: str) -> None:
+    def __init__(self, serial: int, native: Any, coroutine: Any, name: Callable[[], str]) -> None:
         self.serial = serial
         self.native = native
         self.coroutine = coroutine
-        self.name = name
+        self._name = name
         self.payload: Any = None
         self.ready = False
         self.tick = 0
         self.stops = 0
         self.call: Any = None
         self.gave_way = 0
+
+    @property
+    def name(self) -> str:
+        """What it is called; asked for late, for some are named after they have been made."""
+        return self._name() if self.serial else "main"
 
     def where(self) -> Waiting:
         """Return where the task is."""
@@ -156,9 +160,9 @@ class Kernel:
 
     # ------------------------------------------------------------ tasks
 
-    def adopt(self, native: Any, coroutine: Any, name: str) -> SimTask:
+    def adopt(self, native: Any, coroutine: Any, name: Callable[[], str]) -> SimTask:
         """Number a new task."""
-        task = self.tasks[native] = SimTask(self._serial, native, coroutine, name if self._serial else "main")
+        task = self.tasks[native] = SimTask(self._serial, native, coroutine, name)
         self._serial += 1
         return task
 
@@ -194,8 +198,10 @@ class Kernel:
             return task
         if self._unsorted > 1:
             # Event loops keep the tasks of a scope in sets: within one step, the order of arrival is no order.
+            # But whoever gives way does so at the end of his step, behind those whom he has woken up or started.
             recent = len(ready) - self._unsorted
-            ready[recent:] = sorted(ready[recent:], key=_serial)
+            current = self.current
+            ready[recent:] = sorted(ready[recent:], key=lambda task: (task is current, task.serial))
         self._unsorted = 0
         self._switched = False
         task = ready.pop() if len(ready) == 1 else ready.pop(self._choose(ready))
@@ -210,7 +216,16 @@ class Kernel:
         if current is not None and current.ready and (self._asks_current or self.tracing):
             # Looked for from the end: whoever has just run and is ready again is one of the last.
             index = next(i for i in range(len(ready) - 1, -1, -1) if ready[i] is current)
-        chosen = self.strategy.choose(ready, index)
+        try:
+            chosen = self.strategy.choose(ready, index)
+            ready[chosen]
+        except Exception as error:  # noqa: BLE001 - raised here it would be the event loop's
+            text = f"the strategy has failed: {error!r}"
+            self.fail(
+                error if isinstance(error, SimulationFailure) else SimulationFailure(text, self.where(), self.now)
+            )
+            self.strategy = FIFO.start()
+            chosen = 0
         self._switched = chosen != (index or 0)
         return chosen
 
@@ -266,7 +281,7 @@ class Kernel:
                 LivelockError(f"no end after {self.steps} steps; allow more by max_steps", self.where(), self.now)
             )
         instant = self.steps - self._instant_began
-        if instant >= STEPS_PER_INSTANT + STEPS_PER_INSTANT_AND_TASK * self._serial:
+        if instant >= STEPS_PER_INSTANT + STEPS_PER_INSTANT_AND_TASK * len(self.tasks):
             self.fail(LivelockError(f"{instant} steps, and the clock stands still", self.where(), self.now))
 
     # ------------------------------------------------------------ failing
@@ -305,12 +320,13 @@ class Kernel:
 
     # ------------------------------------------------------------ nothing can run
 
-    def idle(self, deadline: float, *, inputs: bool) -> float:
+    def idle(self, deadline: float, *, inputs: bool, threads: bool = False) -> float:
         """Decide what happens now that no task is ready.
 
         Args:
             deadline: when the next timer is due, infinity if there is none.
             inputs: whether a task waits for a socket or a pipe.
+            threads: whether a task waits for a thread that `Threads` does not know of.
 
         Returns:
             The real seconds to wait for something from outside; 0 if something can go on at once.
@@ -322,8 +338,9 @@ class Kernel:
             return 0.0
         if self.threads.release():
             return 0.0
-        if self.threads.busy or self.holds:
-            return self._wait("a worker thread" if self.threads.busy else "sim.hold()")
+        working = self.threads.busy or threads
+        if working or self.holds:
+            return self._wait("a worker thread" if working else "sim.hold()")
         if inputs and not self._polled:
             self._polled = True
             return IO_GRACE
@@ -355,10 +372,6 @@ class Kernel:
         text = f"{what} kept the simulation waiting for {self._watchdog:g} real seconds"
         self.fail(StallError(text, self.where(), self.now))
         return 0.0
-
-
-def _serial(task: SimTask) -> int:
-    return task.serial
 
 
 Main = Callable[[], Coroutine[Any, Any, None]]

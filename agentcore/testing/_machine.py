@@ -1,16 +1,10 @@
 """A state machine of Hypothesis whose rules drive a simulation."""
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, ClassVar, Self, TypeVar, TypeVarTuple, cast
 
-import anyio
-import anyio.lowlevel
-
-from agentcore._interop import split_cancellation
-
-from ._faults import Injection, default_scope
 from ._schedule import FIFO, Ready, Schedule, Strategy
 from ._simulation import BACKENDS, Backend, Simulation
 from ._strategies import schedules, stateful
@@ -72,7 +66,6 @@ class SimMachine(stateful.RuleBasedStateMachine):
         # What is being handled around the example: no failure of it.
         self._around = sys.exception()
         self._order = _Order()
-        self._blocks = _Blocks()
         self._simulation: Simulation | None = None
 
     @classmethod
@@ -125,8 +118,7 @@ class SimMachine(stateful.RuleBasedStateMachine):
             BaseException: whatever comes of making and entering it. What it raises later, because a task of it has failed, is
                 raised by the `sim.run` in which that happens, and the block is left then.
         """
-        value: T = self.sim.run(self._blocks.host, self.sim, function, args)
-        return value
+        return self.sim.enter(function, *args)
 
     def finish(self) -> None:
         """Check what must hold in the end: override it. Does nothing by default.
@@ -151,87 +143,7 @@ class SimMachine(stateful.RuleBasedStateMachine):
     def _end(self, *, failed: bool) -> None:
         if self._simulation is None:
             return
+        problem = self._simulation._end(cancel=failed)
         # What is found in a simulation that has failed already follows from that, and must not take its place.
-        with suppress(Exception) if failed else nullcontext(), self._simulation:
-            self._blocks.leave_all(self._simulation, cancel=failed)
-
-
-class _Blocks:
-    """Context managers that are open in the main task of a simulation while nobody runs anything there.
-
-    What `Simulation.run` runs has a scope around it and so must leave what it enters. What keeps a block open is a function
-    that does not end: it gives control back to the caller, and serves the next calls inside of the block.
-    """
-
-    def __init__(self) -> None:
-        self._open = 0
-        self._cancel = False
-        self._injections: list[Injection] = []
-
-    def leave_all(self, simulation: Simulation, *, cancel: bool) -> None:
-        """Leave all blocks from outside, the innermost first."""
-        self._cancel = cancel
-        if self._open and not simulation._closed:
-            try:
-                simulation.run(_leave)
-            finally:
-                self.leave_all(simulation, cancel=cancel)
-
-    async def host(self, simulation: Simulation, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Open a block, answer the call, and keep the block open until it is left."""
-        self._open += 1
-        try:
-            with anyio.CancelScope() as scope:
-                async with AsyncExitStack() as stack:
-                    manager = make(*args)
-                    is_async = hasattr(manager, "__aenter__")
-                    value = await stack.enter_async_context(manager) if is_async else stack.enter_context(manager)
-                    if isinstance(value, Injection) and value.scope is default_scope.get():
-                        self._injections.append(value)
-                    _answer(simulation, value)
-                    await self._serve_all(simulation)
-                    if self._cancel:
-                        scope.cancel("the example has failed")
-                        await anyio.lowlevel.checkpoint()
-        finally:
-            self._open -= 1
-
-    async def _serve_all(self, simulation: Simulation) -> None:
-        while not simulation._closing:
-            asked = simulation._asked = anyio.Event()
-            await asked.wait()
-            if simulation._command is not None:
-                function, args = simulation._command
-                if function is _leave:
-                    return
-                await self._serve(simulation, function, args)
-
-    async def _serve(
-        self, simulation: Simulation, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
-    ) -> None:
-        """Run one function, as the simulation itself does where no block is open."""
-        value = None
-        try:
-            with anyio.CancelScope() as simulation._scope:
-                default_scope.set(simulation._scope)
-                for injection in (simulation.injection, *self._injections):
-                    if injection is not None:
-                        injection.scope = simulation._scope
-                value = await function(*args)
-        except BaseException as error:
-            if split_cancellation(error)[0]:
-                raise  # the block is cancelled; why comes to light when it is left
-            simulation._error = error
-        if simulation._command is not None:  # as it is, unless the simulation ends with the block still open
-            _answer(simulation, value)
-
-
-def _answer(simulation: Simulation, value: Any) -> None:
-    """End a call of `Simulation.run`, as the simulation itself does."""
-    simulation._value = value
-    simulation._command = None
-    simulation._loop.stop()
-
-
-async def _leave() -> None:
-    """Stand for the request to leave the innermost block."""
+        if problem is not None and not failed:
+            raise problem

@@ -244,12 +244,9 @@ def sim(request: pytest.FixtureRequest, _sim_backend: str) -> "Iterator[Simulati
         pytest.fail(f"pytest.mark.sim: {error}", pytrace=False)
     item.stash[_RAISED] = False
     yield simulation
-    try:
-        simulation.close()
-    except Exception:
-        # What a test that has failed leaves behind is no news.
-        if not item.stash[_RAISED]:
-            raise
+    # As if the test were the block of a `with`: what it leaves behind is no news if it has failed.
+    failed = AssertionError("the test has failed") if item.stash[_RAISED] else None
+    simulation.__exit__(type(failed), failed, None)
 
 
 @pytest.fixture

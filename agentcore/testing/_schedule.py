@@ -17,6 +17,8 @@ from typing import Final, Protocol, Self
 
 import attrs
 
+from ._failures import NondeterminismError
+
 __all__ = ["FIFO", "RUN_TO_BLOCK", "STRATEGIES", "DepthFirst", "Schedule", "Strategy", "Switch", "portfolio"]
 
 
@@ -194,13 +196,13 @@ class DepthFirst:
         """Follow the current branch, and go left below its end.
 
         Raises:
-            ValueError: another number of tasks is ready than was in an earlier run of the same order.
+            NondeterminismError: another number of tasks is ready than was in an earlier run of the same order.
         """
         if self._depth == len(self._choices):
             self._choices.append((0, len(ready)))
         choice, width = self._choices[self._depth]
         if width != len(ready):
-            raise ValueError(
+            raise NondeterminismError(
                 f"decision {self._depth} had {width} ready tasks and has {len(ready)} now: the program does not depend "
                 "on its schedule alone; look for clocks, random numbers and sets of strings"
             )

@@ -4,8 +4,9 @@ import gc
 import itertools
 import math
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any, Final, Literal, TypeVar, TypeVarTuple, final
@@ -13,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar, TypeVarTuple, final
 import anyio
 import attrs
 
-from agentcore._interop import Sources, use_sources
+from agentcore._interop import Sources, split_cancellation, use_sources
 
 from ._check import check
 from ._failures import InvariantError, LeakError, SimulationFailure, UnretrievedError, Waiting
@@ -38,8 +39,8 @@ EPOCH: Final = 1_577_836_800.0
 MAX_STEPS: Final = 1_000_000
 WATCHDOG: Final = 10.0
 
+_pumping = threading.local()
 _current: ContextVar["Simulation | None"] = ContextVar("agentcore_simulation", default=None)
-_NOTHING: Final = object()
 
 
 def current_simulation() -> "Simulation":
@@ -58,8 +59,8 @@ def current_simulation() -> "Simulation":
 class Simulation:
     """An event loop with virtual time and a chosen order, driven from synchronous code.
 
-    Time does not pass between two calls of `run`: everything in the simulation is frozen then. All calls run in one task,
-    so what one has entered, another may leave. As a context manager it checks at its end that nothing is left behind.
+    Time does not pass between two calls of `run`: everything in the simulation is frozen then. All calls run in one task.
+    As a context manager it checks at its end that nothing is left behind.
 
     Args:
         backend: `asyncio` or `trio`.
@@ -109,12 +110,14 @@ class Simulation:
         self._kernel = self._loop.kernel
         self._kernel.inline_threads = threads == "inline"
         self._started = self._closing = self._closed = False
-        self._command: tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]] | None = None
+        self._command: tuple[Callable[..., Awaitable[Any]], tuple[Any, ...], bool] | None = None
         self._asked: anyio.Event | None = None
-        self._value: Any = _NOTHING
+        self._left: tuple[Waiting, ...] = ()
+        self._value: Any = None
         self._error: BaseException | None = None
         self._root: anyio.CancelScope
         self._scope: anyio.CancelScope
+        self._blocks: AsyncExitStack
 
     def _make_kernel(self, wake: Callable[[], object]) -> Kernel:
         return Kernel(
@@ -143,15 +146,52 @@ class Simulation:
             RuntimeError: the simulation is closed, or this is called inside of one.
             BaseException: whatever the function raises; the simulation goes on.
         """
+        value: T = self._ask(function, args, own_scope=True)
+        return value
+
+    def _ask(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], *, own_scope: bool) -> Any:
         if self._closed or self._closing:
             raise RuntimeError("this simulation is over; make another one")
-        self._command = function, args
-        self._value, self._error = _NOTHING, None
+        self._command = function, args, own_scope
         self._pump(lambda: self._command is None)
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self._command is not None:
+            raise RuntimeError(
+                "the simulation was cancelled as a whole; what is to be cancelled needs a scope of its own"
+            )
+        (value, self._value), (error, self._error) = (self._value, None), (self._error, None)
+        if error is not None:
             raise error
-        value: T = self._value
+        return value
+
+    def enter(
+        self,
+        function: Callable[[*Args], AbstractAsyncContextManager[T, Any] | AbstractContextManager[T, Any]],
+        *args: *Args,
+    ) -> T:
+        """Enter a context manager in the simulation. It is left when the simulation is closed, the last one first.
+
+        In between, calls of `run` run inside of it. What it raises because something in it has failed is raised by the `run`
+        in which that happens; every block is left then.
+
+        Args:
+            function: makes the context manager, synchronous or not: ``sim.enter(AgentRuntime)``,
+                ``sim.enter(inject, plan, targets)``.
+            *args: its arguments.
+
+        Returns:
+            What entering it gives.
+
+        Raises:
+            BaseException: as `run` does.
+        """
+
+        async def enter() -> T:
+            manager = function(*args)
+            if isinstance(manager, AbstractAsyncContextManager):
+                return await self._blocks.enter_async_context(manager)
+            return self._blocks.enter_context(manager)
+
+        value: T = self._ask(enter, (), own_scope=False)
         return value
 
     def call(self, function: Callable[[*Args], T], *args: *Args) -> T:
@@ -188,11 +228,14 @@ class Simulation:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        failure = self._end()
+        failure = self._end(cancel=error is not None)
         if failure is not None and error is None:
             raise failure
 
     def _pump(self, over: Callable[[], bool]) -> None:
+        if getattr(_pumping, "simulation", None) is not None:
+            raise RuntimeError("a simulation runs in this thread already; await the function instead of running it")
+        _pumping.simulation = self
         try:
             with _without_gc():
                 if not self._started:
@@ -205,31 +248,38 @@ class Simulation:
             # What goes wrong while a failed simulation is ended is a consequence, the failure is the cause.
             if self._kernel.failure is None:
                 raise
+        finally:
+            _pumping.simulation = None
         if self._kernel.failure is not None:
             failure = self._kernel.failure
             self._shut()
             raise failure
 
-    def _end(self) -> SimulationFailure | None:
+    def _end(self, *, cancel: bool = False) -> BaseException | None:
+        """End the simulation, and return what is wrong with its end."""
         if self._closed:
             return None
         self._closing = True
         self._kernel.tracing = False
-        left = tuple(task.where() for task in self._kernel.tasks.values() if task.serial)
-        failure: SimulationFailure | None = None
+        failure: BaseException | None = None
         try:
             if self._started:
+                if cancel:
+                    self._root.cancel("the simulation is over")
                 self._pump(lambda: False)
-        except SimulationFailure as error:
+                failure, self._error = self._error, None
+        except Exception as error:  # noqa: BLE001 - it is told
             failure = error
-        finally:
-            self._shut()
+        left = self._left
+        self._shut()
+        if failure is not None:
+            return failure
         if left:
             what = "task is" if len(left) == 1 else "tasks are"
             return LeakError(f"{len(left)} {what} left when the simulation ends", left, self.now)
-        if failure is None and self._loop.unretrieved:
+        if self._loop.unretrieved:
             return UnretrievedError("; ".join(self._loop.unretrieved), (), self.now)
-        return failure
+        return None
 
     def _shut(self) -> None:
         if not self._closed:
@@ -259,26 +309,46 @@ class Simulation:
         )
         with use_sources(sources), anyio.CancelScope() as self._root:
             _current.set(self)
-            default_scope.set(self._root)
+            self._scope = self._root
+            default_scope.set(lambda: self._scope)
             with inject(self._plan or FaultPlan(), self._targets) as self.injection:
                 while not self._closing:
-                    if self._command is not None:
-                        await self._serve(*self._command)
-                    self._asked = anyio.Event()
-                    await self._asked.wait()
+                    try:
+                        async with AsyncExitStack() as self._blocks:
+                            await self._serve_all()
+                    except BaseException as error:
+                        if self._root.cancel_called:
+                            raise
+                        # A block has been cancelled, because something in it has failed: all are left by now.
+                        self._answer(error=error)
+            self._left = tuple(task.where() for task in self._kernel.tasks.values() if task.serial)
 
-    async def _serve(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+    async def _serve_all(self) -> None:
+        while not self._closing:
+            if self._command is not None:
+                await self._serve(*self._command)
+            self._asked = anyio.Event()
+            await self._asked.wait()
+
+    async def _serve(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], own_scope: bool) -> None:
+        value, error = None, None
         try:
-            with anyio.CancelScope() as self._scope:
-                default_scope.set(self._scope)
-                assert self.injection is not None
-                self.injection.scope = self._scope
-                self._value = None
-                self._value = await function(*args)
-        except BaseException as error:
-            if self._root.cancel_called:
+            if own_scope:
+                with anyio.CancelScope() as self._scope:
+                    value = await function(*args)
+            else:
+                value = await function(*args)
+        except BaseException as caught:
+            if split_cancellation(caught)[0]:
                 raise
-            self._error = error
+            error = caught
+        finally:
+            self._scope = self._root
+        self._answer(value, error)
+
+    def _answer(self, value: Any = None, error: BaseException | None = None) -> None:
+        """End a call of `run`."""
+        self._value, self._error = value, error
         self._command = None
         self._loop.stop()
 
@@ -305,7 +375,7 @@ class Simulation:
 
     @property
     def scope(self) -> anyio.CancelScope:
-        """The scope around the function that `run` runs."""
+        """The scope around the function that `run` runs; it is what the `cancel` of a fault plan cancels."""
         return self._scope
 
     def tasks(self) -> tuple[Waiting, ...]:
@@ -507,16 +577,17 @@ def run_sim(
         raise
     except BaseException as caught:  # noqa: BLE001 - it is the result
         error = caught
-    failure = simulation._end()
     kernel = simulation._kernel
+    now, steps = kernel.now, kernel.steps
+    failure = simulation._end()
     injection = simulation.injection
     return SimResult(
         backend=backend,
         schedule=Schedule(switches=tuple(recorder.switches)) if recorder is not None else schedule,  # type: ignore[arg-type]
         value=value,
         error=error if error is not None else failure,
-        now=simulation.now,
-        steps=kernel.steps,
+        now=now,
+        steps=steps,
         decisions=kernel.decisions,
         trace=simulation.trace,
         names=kernel.names,

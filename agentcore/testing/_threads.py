@@ -6,6 +6,7 @@ the threads were started: a thousand runs with real threads are a thousand times
 """
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -30,21 +31,23 @@ class Job:
         serial: its number, in the order in which the threads were started.
         threads: those of its simulation.
         asks: how many asynchronous functions the event loop runs for it while it waits.
+        begun: whether it counts among those that work.
         posts: what it has handed to the event loop and is not let in yet.
     """
 
     serial: int
     threads: "Threads"
     asks: int = 0
+    begun: bool = False
     posts: deque[Callable[[], object]] = attrs.field(factory=deque)
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return `function`, with everything that its thread hands over known to come from this job."""
 
         def in_thread(*args: Any) -> Any:
-            # Not taken back at the end: the result is handed over after `function` has returned.
-            _local.job = self
-            self.threads.count(1)
+            # Not taken back at the end: the result is handed over after `function` has returned. Weak, for threads live on.
+            _local.job = weakref.ref(self)
+            self.begin()
             try:
                 return function(*args)
             finally:
@@ -52,10 +55,17 @@ class Job:
 
         return in_thread
 
+    def begin(self) -> None:
+        """Count it among those that work; once."""
+        if not self.begun:
+            self.begun = True
+            self.threads.count(1)
+
 
 def current_job() -> Job | None:
     """Return the job that this thread works at, None in other threads."""
-    return getattr(_local, "job", None)
+    job: Callable[[], Job | None] | None = getattr(_local, "job", None)
+    return job() if job is not None else None
 
 
 class Threads:
@@ -75,6 +85,11 @@ class Threads:
     def busy(self) -> bool:
         """Whether a task waits for a thread that works."""
         return any(not job.asks for job in self._awaited.values())
+
+    @property
+    def awaited(self) -> int:
+        """How many tasks wait for a thread."""
+        return len(self._awaited)
 
     @property
     def working(self) -> int:
@@ -139,8 +154,8 @@ class _Gate:
     def __init__(self, limiter: Any, threads: Threads) -> None:
         self._limiter = limiter
         self._threads = threads
+        self._token = object()
         self.job: Job | None = None
-        self._function: Callable[..., Any] | None = None
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def in_thread(*args: Any) -> Any:
@@ -149,19 +164,28 @@ class _Gate:
 
         return in_thread
 
-    async def __aenter__(self) -> None:
-        await self._limiter.acquire()
+    async def wait(self) -> None:
+        # Here and not below: with the limiter at its limit one backend would stop once more than the other.
+        await self._limiter.acquire_on_behalf_of(self._token)
+
+    def give_back(self) -> None:
+        self._limiter.release_on_behalf_of(self._token)
+
+    def _start(self) -> None:
         self.job = self._threads.start()
+        self.job.begin()
+
+    async def __aenter__(self) -> None:
+        self._start()
 
     async def __aexit__(self, *_exc: object) -> None:
-        self._limiter.release()
+        self.give_back()
 
-    async def acquire_on_behalf_of(self, borrower: object) -> None:
-        await self._limiter.acquire_on_behalf_of(borrower)
-        self.job = self._threads.start()
+    async def acquire_on_behalf_of(self, _borrower: object) -> None:
+        self._start()
 
-    def release_on_behalf_of(self, borrower: object) -> None:
-        self._limiter.release_on_behalf_of(borrower)
+    def release_on_behalf_of(self, _borrower: object) -> None:
+        self.give_back()
 
 
 def gated(original: Any, current: Callable[[], Any]) -> Any:
@@ -183,10 +207,13 @@ def gated(original: Any, current: Callable[[], Any]) -> Any:
             async with limiter or cls.current_default_thread_limiter():
                 return func(*args)
         gate = _Gate(limiter or cls.current_default_thread_limiter(), kernel.threads)
+        await gate.wait()
         try:
             return await original(cls, gate.wrap(func), args, abandon_on_cancel, gate)
         finally:
-            if gate.job is not None:
+            if gate.job is None:
+                gate.give_back()
+            else:
                 kernel.threads.leave(gate.job)
 
     return classmethod(run_sync_in_worker_thread)

