@@ -8,8 +8,9 @@ from typing import Any
 
 from ._failures import InvariantError, LeakError, NondeterminismError
 from ._loops import current_task
+from ._run import SimResult, run_sim
 from ._schedule import FIFO, Schedule
-from ._simulation import BACKENDS, Backend, SimResult, current_simulation, run_sim
+from ._simulation import BACKENDS, Backend, current_simulation
 from ._sweep import SweepReport, cancel_everywhere
 
 

@@ -12,6 +12,8 @@ Every private attribute of other libraries that the simulator touches, all of th
 | trio | `_core._run._r`, `_ALLOW_DETERMINISTIC_SCHEDULING`, `GLOBAL_RUN_CONTEXT.runner` | the order of steps |
 | trio | `Runner.runq`, `entry_queue`, `trio_token`, `waiting_for_idle`, `deadlines`, `io_manager`, `init`, `TrioToken._create`, `EntryQueue.task` | steps, calls from threads |
 | trio | `_timeouts.sleep_until`, `Task._next_send_fn`, `_next_send`, `_cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
+| asyncio | `_get_running_loop` | to refuse a loop in a loop |
+| AnyIO | `_core._eventloop.set_current_async_library`, `reset_current_async_library` | which loop is the current one |
 | AnyIO | `_backends._asyncio.TaskGroup.__aexit__` and the `_tasks` it waits for | which wake-ups are no steps |
 | AnyIO | `_backends._asyncio._threadpool_workers`, `_task_states`, `TaskState.cancel_scope`, `CancelScope._parent_scope` | the scopes around a task |
 | AnyIO | `run_sync_in_worker_thread`, `run_async_from_thread` and `wait_all_tasks_blocked` of the backend classes | threads, quiescence |
@@ -171,12 +173,14 @@ def _run(backend: str, function: Callable[[], Awaitable[Any]], strategy: Strateg
 
     values: list[Any] = []
     loop: Loop = AsyncioLoop(make_kernel) if backend == "asyncio" else TrioLoop(make_kernel)
-    try:
-        loop.start(main)
-        loop.pump(lambda: False)
-        loop.close()
-    except (Exception, Abandoned) as error:
-        raise UnsupportedVersionError(backend, f"a program ends with {loop.kernel.failure or error!r}") from error
+    with loop.inside():
+        try:
+            loop.start(main)
+            loop.pump(lambda: False)
+        except (Exception, Abandoned) as error:
+            raise UnsupportedVersionError(backend, f"a program ends with {loop.kernel.failure or error!r}") from error
+        finally:
+            loop.close()
     return values[0]
 
 

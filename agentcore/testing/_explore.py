@@ -10,9 +10,10 @@ from agentcore._interop import SYSTEM
 from ._failures import NondeterminismError
 from ._fault_plans import Fault, FaultPlan
 from ._replay import Replay, shortest
+from ._run import SimResult, run_sim
 from ._schedule import FIFO, RUN_TO_BLOCK, DepthFirst, Schedule, Switch, portfolio
 from ._shrink import shrink
-from ._simulation import Backend, SimResult, run_sim
+from ._simulation import Backend
 
 # pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
 __tracebackhide__ = True
@@ -139,6 +140,8 @@ def explore(
     """
     if runs < 1:
         raise ValueError(f"a search needs at least 1 run: got {runs!r}")
+    if seed < 0:
+        raise ValueError(f"the seed of a search is not negative: got {seed!r}")
     if strategy not in STRATEGY_NAMES:
         raise ValueError(f"the strategy of a search is one of {', '.join(STRATEGY_NAMES)}: got {strategy!r}")
     plan = FaultPlan.parse(plan) if isinstance(plan, str) else plan

@@ -7,6 +7,7 @@ asks what to do, and the answer is at most one of: let in the result of a thread
 import inspect
 import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import attrs
@@ -389,6 +390,9 @@ class Loop(Protocol):
 
     kernel: Kernel
     unretrieved: list[str]
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Have this loop be the one of the thread: around all that follows, whatever loop the caller has."""
 
     def start(self, main: Main) -> None:
         """Make ready to run `main`."""

@@ -49,8 +49,9 @@ class SimMachine(stateful.RuleBasedStateMachine):
         TestPoolOnAsyncio = PoolMachine.on("asyncio").TestCase
         TestPoolOnTrio = PoolMachine.on("trio").TestCase
 
-    Between two calls of `sim.run` time stands still and no task runs. What the simulation finds, such as a deadlock, is the
-    failure of the rule that it came up in; what is left behind at the end of an example is a failure as well.
+    Between two calls of `sim.run` time stands still and no task runs; to let it pass is a rule like others. What the
+    simulation finds, such as a deadlock, is the failure of the rule that it came up in, with the place where each task waits.
+    What is left behind at the end of an example is a failure as well.
 
     Hypothesis draws the order of the tasks with a rule of its own, `follow`. It runs rules marked `initialize` in any order:
     those that come before it run in the order of an event loop.
@@ -116,7 +117,7 @@ class SimMachine(stateful.RuleBasedStateMachine):
 
         Raises:
             BaseException: whatever comes of making and entering it. What it raises later, because a task of it has failed, is
-                raised by the `sim.run` in which that happens, and the block is left then.
+                raised by the `sim.run` in which that happens, and every block is left then.
         """
         return self.sim.enter(function, *args)
 

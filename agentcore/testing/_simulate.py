@@ -10,7 +10,8 @@ from agentcore import AgentRuntime
 from ._explore import StrategyName, annotate, explore, steps
 from ._fault_plans import FaultPlan
 from ._replay import Replay, forced_replay
-from ._simulation import BACKENDS, Backend, current_simulation, run_sim
+from ._run import run_sim
+from ._simulation import BACKENDS, Backend, current_simulation
 from ._sweep import cancel_everywhere
 
 # pytest leaves the frames of this file out of the traceback: the reader's own test comes first.

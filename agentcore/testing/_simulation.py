@@ -5,14 +5,14 @@ import itertools
 import math
 import random
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any, Final, Literal, TypeVar, TypeVarTuple, final
 
 import anyio
-import attrs
+import anyio.lowlevel
 
 from agentcore._interop import Sources, split_cancellation, use_sources
 
@@ -22,7 +22,7 @@ from ._fault_plans import FaultPlan
 from ._faults import Injection, default_scope, inject
 from ._kernel import Abandoned, Kernel, Loop, Step
 from ._loops import AsyncioLoop, TrioLoop
-from ._schedule import FIFO, Recorder, Schedule, Strategy
+from ._schedule import FIFO, Schedule, Strategy
 
 # pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
 __tracebackhide__ = True
@@ -102,14 +102,14 @@ class Simulation:
         self.injection: Injection | None = None
         self._plan = FaultPlan.parse(plan) if isinstance(plan, str) else plan
         self._targets = targets
-        self._strategy = _strategy(schedule)
+        self._strategy = start(schedule)
         self._max_steps, self._watchdog, self._trace = max_steps, watchdog, trace
         self._loop: Loop = (
             AsyncioLoop(self._make_kernel, debug=debug) if backend == "asyncio" else TrioLoop(self._make_kernel)
         )
         self._kernel = self._loop.kernel
         self._kernel.inline_threads = threads == "inline"
-        self._started = self._closing = self._closed = False
+        self._started = self._begun = self._closing = self._cancelling = self._closed = False
         self._command: tuple[Callable[..., Awaitable[Any]], tuple[Any, ...], bool] | None = None
         self._asked: anyio.Event | None = None
         self._left: tuple[Waiting, ...] = ()
@@ -237,7 +237,7 @@ class Simulation:
             raise RuntimeError("a simulation runs in this thread already; await the function instead of running it")
         _pumping.simulation = self
         try:
-            with _without_gc():
+            with _without_gc(), self._loop.inside():
                 if not self._started:
                     self._loop.start(self._main)
                     self._started = True
@@ -245,7 +245,7 @@ class Simulation:
                     self._asked.set()
                 self._loop.pump(over)
         except (Abandoned, Exception):
-            # What goes wrong while a failed simulation is ended is a consequence, the failure is the cause.
+            # What goes wrong while a failed simulation is ended follows from the failure.
             if self._kernel.failure is None:
                 raise
         finally:
@@ -264,8 +264,7 @@ class Simulation:
         failure: BaseException | None = None
         try:
             if self._started:
-                if cancel:
-                    self._root.cancel("the simulation is over")
+                self._cancelling = cancel
                 self._pump(lambda: False)
                 failure, self._error = self._error, None
         except Exception as error:  # noqa: BLE001 - it is told
@@ -284,7 +283,7 @@ class Simulation:
     def _shut(self) -> None:
         if not self._closed:
             self._closed = True
-            with _without_gc():
+            with _without_gc(), self._loop.inside() if self._started else nullcontext():
                 self._loop.close()
 
     def _abort(self, calls: int) -> None:
@@ -316,10 +315,12 @@ class Simulation:
                     try:
                         async with AsyncExitStack() as self._blocks:
                             await self._serve_all()
+                        if self._begun and self._command is not None:
+                            self._answer()  # a block has been cancelled, and its end is all that comes of that
                     except BaseException as error:
                         if self._root.cancel_called:
                             raise
-                        # A block has been cancelled, because something in it has failed: all are left by now.
+                        # Something in a block has failed: all blocks are left by now.
                         self._answer(error=error)
             self._left = tuple(task.where() for task in self._kernel.tasks.values() if task.serial)
 
@@ -329,9 +330,12 @@ class Simulation:
                 await self._serve(*self._command)
             self._asked = anyio.Event()
             await self._asked.wait()
+        if self._cancelling:
+            self._root.cancel("the simulation is over")
+            await anyio.lowlevel.checkpoint()
 
     async def _serve(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], own_scope: bool) -> None:
-        value, error = None, None
+        self._begun, value, error = True, None, None
         try:
             if own_scope:
                 with anyio.CancelScope() as self._scope:
@@ -349,8 +353,9 @@ class Simulation:
     def _answer(self, value: Any = None, error: BaseException | None = None) -> None:
         """End a call of `run`."""
         self._value, self._error = value, error
-        self._command = None
-        self._loop.stop()
+        self._command, self._begun = None, False
+        if not self._closing:
+            self._loop.stop()
 
     def _time(self) -> float:
         return self._kernel.now
@@ -483,7 +488,8 @@ def _check_options(backend: object, threads: object, max_steps: int, watchdog: f
         raise ValueError(f"the watchdog is a positive number of seconds: got {watchdog!r}")
 
 
-def _strategy(schedule: "Schedule | Strategy | str") -> Strategy:
+def start(schedule: "Schedule | Strategy | str") -> Strategy:
+    """Return the strategy of a schedule, or of its text."""
     if isinstance(schedule, str):
         schedule = Schedule.parse(schedule)
     return schedule.start() if isinstance(schedule, Schedule) else schedule
@@ -499,97 +505,3 @@ def _without_gc() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
-
-@attrs.frozen(eq=False)
-class SimResult:
-    """What became of one simulation.
-
-    Attributes:
-        backend: where it ran.
-        schedule: its order, as data.
-        value: what the function returned.
-        error: what it raised or the simulation has found; None if all is well.
-        now: the virtual time at the end, in seconds.
-        steps: how many steps the tasks made.
-        decisions: how often more than one task could have gone next.
-        trace: every step, if asked for.
-        names: what the tasks of the trace are called, by their numbers.
-        fired: the faults that acted, as text.
-    """
-
-    backend: Backend
-    schedule: Schedule
-    value: Any
-    error: BaseException | None
-    now: float
-    steps: int
-    decisions: int
-    trace: tuple[Step, ...] = ()
-    names: Mapping[int, str] = attrs.field(factory=dict)
-    fired: tuple[str, ...] = ()
-
-    def unwrap(self) -> Any:
-        """Return the value.
-
-        Raises:
-            BaseException: the error, if there is one.
-        """
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-def run_sim(
-    function: Callable[..., Awaitable[Any]],
-    *args: Any,
-    backend: Backend = "asyncio",
-    schedule: "Schedule | Strategy | str" = FIFO,
-    record: bool = False,
-    prepare: Callable[[Simulation], object] | None = None,
-    **options: Any,
-) -> SimResult:
-    """Run an asynchronous function in a simulation of its own.
-
-    Args:
-        function: is called and awaited in the main task.
-        *args: its arguments.
-        backend: `asyncio` or `trio`.
-        schedule: the order of the tasks.
-        record: whether to write the order down as switches, whatever has chosen it.
-        prepare: is called with the simulation before it starts.
-        **options: further arguments of `Simulation`.
-
-    Returns:
-        What became of it. Errors and findings are in the result; only KeyboardInterrupt and SystemExit are raised.
-    """
-    schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
-    strategy = _strategy(schedule)
-    recorder = Recorder(strategy) if record or not isinstance(schedule, Schedule) else None
-    simulation = Simulation(backend, schedule=recorder or strategy, **options)
-    value, error = None, None
-    try:
-        if prepare is not None:
-            prepare(simulation)
-        value = simulation.run(function, *args)
-    except (KeyboardInterrupt, SystemExit):
-        simulation._end()
-        raise
-    except BaseException as caught:  # noqa: BLE001 - it is the result
-        error = caught
-    kernel = simulation._kernel
-    now, steps = kernel.now, kernel.steps
-    failure = simulation._end()
-    injection = simulation.injection
-    return SimResult(
-        backend=backend,
-        schedule=Schedule(switches=tuple(recorder.switches)) if recorder is not None else schedule,  # type: ignore[arg-type]
-        value=value,
-        error=error if error is not None else failure,
-        now=now,
-        steps=steps,
-        decisions=kernel.decisions,
-        trace=simulation.trace,
-        names=kernel.names,
-        fired=tuple(str(fault) for fault in injection.fired) if injection is not None else (),
-    )

@@ -18,8 +18,9 @@ from ._failures import InvariantError, LeakError
 from ._fault_plans import FaultPlan
 from ._kernel import SimTask
 from ._replay import MODES, CancelPoint, Mode, Replay, forced_replay, shortest
+from ._run import SimResult, run_sim
 from ._schedule import FIFO, Schedule
-from ._simulation import BACKENDS, Backend, SimResult, Simulation, current_simulation, run_sim
+from ._simulation import BACKENDS, Backend, Simulation, current_simulation
 
 # pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
 __tracebackhide__ = True

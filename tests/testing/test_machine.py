@@ -41,12 +41,12 @@ STABLE = settings(
     database=None,
     derandomize=True,
     deadline=None,
-    max_examples=200,
-    stateful_step_count=15,
+    max_examples=150,
+    stateful_step_count=12,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
-SOME = settings(STABLE, max_examples=40)
+SOME = settings(STABLE, max_examples=30)
 FEW = settings(STABLE, max_examples=20)
 
 
@@ -503,7 +503,7 @@ def test_crash_in_a_block_is_raised_where_it_happens(backend: Backend) -> None:
 
     machine = Idle.on(backend)()
     log: list[str] = []
-    stack = machine.enter(contextlib.ExitStack)
+    stack: contextlib.ExitStack = machine.enter(contextlib.ExitStack)
     stack.callback(log.append, "left")
     group = machine.enter(anyio.create_task_group)
     machine.enter(anyio.CancelScope)

@@ -305,6 +305,18 @@ def test_subclass_has_its_own_fields() -> None:
     assert {0, 1} == {task.retries for task in drawn(tasks(CopyTask, retries=st.integers(0, 1)), FEW)}
 
 
+def test_annotation_must_be_known_at_run_time() -> None:
+    """Unless there is a strategy for it."""
+
+    @attrs.define(kw_only=True, eq=False)
+    class Odd(BaseTask):
+        page: "Unknown"  # type: ignore[name-defined]  # noqa: F821, UP037
+
+    with pytest.raises(TypeError, match="annotation of Odd.page must be known at run time: .*; give a strategy by its"):
+        tasks(Odd)
+    assert {7} == {task.page for task in drawn(tasks(Odd, page=st.just(7)), FEW)}
+
+
 def test_unknown_fields_are_refused() -> None:
     """With those that there are."""
     with pytest.raises(TypeError, match="an argument of BaseTask: got prio, x; it has type, input, id, priority, "):

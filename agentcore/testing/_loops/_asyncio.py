@@ -4,13 +4,17 @@ import asyncio
 import concurrent.futures
 import heapq
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final
 
 import anyio
+from anyio._core._eventloop import reset_current_async_library, set_current_async_library
 
 from agentcore.testing._failures import LivelockError
 from agentcore.testing._frames import close, runs
@@ -210,6 +214,22 @@ class AsyncioLoop:
         error = context.get("exception")
         self.unretrieved.append(f"{context['message']}: {error!r}" if error else str(context["message"]))
 
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                "an event loop runs in this thread already; await the function, or run the simulation in another thread"
+            )
+        token = set_current_async_library("asyncio")
+        # A trio that this is called in says so in a variable of the thread, which AnyIO asks first.
+        said = sys.modules["sniffio"].thread_local if "sniffio" in sys.modules else SimpleNamespace(name=None)
+        name, said.name = said.name, None
+        try:
+            yield
+        finally:
+            said.name = name
+            reset_current_async_library(token)
+
     def start(self, main: Main) -> None:
         self._main = self._loop.create_task(main(), name="main")
         self._main.add_done_callback(self._over)
@@ -229,10 +249,12 @@ class AsyncioLoop:
 
     def close(self) -> None:
         loop = self._loop
+        if self._main is None:
+            loop.close()
+            return
         self._look_at_errors()
         self.kernel.wind_up()
-        if self._main is not None:
-            self._main.remove_done_callback(self._over)
+        self._main.remove_done_callback(self._over)
         try:
             left = asyncio.all_tasks(loop)
             for task in left:

@@ -2,11 +2,15 @@
 
 import importlib
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from anyio._core._eventloop import reset_current_async_library, set_current_async_library
 
 from agentcore.testing._frames import close, runs
 from agentcore.testing._kernel import Abandoned, Kernel, Main, Scope, SimTask
@@ -33,7 +37,24 @@ class TrioLoop:
         self._done = False
         self._stopped = False
         self._told = False
+        self._ambient: dict[str, Any] = {}
+        self._hooks = (None, None)
         self.unretrieved: list[str] = []
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        ambient, hooks = trio._core._run.GLOBAL_RUN_CONTEXT.__dict__, sys.get_asyncgen_hooks()
+        outer = dict(ambient)
+        token = set_current_async_library("trio")
+        _exchange(ambient, self._ambient)
+        sys.set_asyncgen_hooks(*self._hooks)
+        try:
+            yield
+        finally:
+            self._ambient, self._hooks = dict(ambient), sys.get_asyncgen_hooks()  # type: ignore[assignment]
+            _exchange(ambient, outer)
+            sys.set_asyncgen_hooks(*hooks)
+            reset_current_async_library(token)
 
     def start(self, main: Main) -> None:
         hook_trio(1)
@@ -183,6 +204,11 @@ class _Entrance:
             call()  # raises RunFinishedError once the run is over
         else:
             self._kernel.threads.post(call)
+
+
+def _exchange(ambient: dict[str, Any], own: dict[str, Any]) -> None:
+    ambient.clear()
+    ambient.update(own)
 
 
 def _nothing() -> None:
