@@ -94,7 +94,7 @@ class Replay:
             if text.startswith("sim1z:"):
                 packed = text.removeprefix("sim1z:")
                 text = zlib.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))).decode()
-            version, backend, schedule, cancel, plan = (text.split(":", 4) + [""] * 3)[:5]
+            version, backend, schedule, cancel, plan = (text.split(":", 4) + [""] * 4)[:5]
             if version != "sim1" or backend not in {"asyncio", "trio"}:
                 raise ValueError("it begins with sim1:asyncio: or sim1:trio:")
             point = CancelPoint.parse(cancel) if cancel else None

@@ -354,7 +354,7 @@ class Simulation:
         """End a call of `run`."""
         self._value, self._error = value, error
         self._command, self._begun = None, False
-        if not self._closing:
+        if not (self._closing or self._closed):
             self._loop.stop()
 
     def _time(self) -> float:

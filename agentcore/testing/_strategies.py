@@ -248,3 +248,9 @@ def _annotation(cls: type, field: str) -> Any:
         raise TypeError(
             f"annotation of {cls.__name__}.{field} must be known at run time: got {error}; give a strategy by its name"
         ) from error
+
+
+# As the facade does with what it loads by itself.
+for _exported in (agent_configs, fault_plans, schedules, tasks):
+    _exported.__module__ = "agentcore.testing"
+del _exported

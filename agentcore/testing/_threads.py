@@ -156,6 +156,7 @@ class _Gate:
         self._threads = threads
         self._token = object()
         self.job: Job | None = None
+        self._ended = self._left = False
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def in_thread(*args: Any) -> Any:
@@ -168,8 +169,19 @@ class _Gate:
         # Here and not below: with the limiter at its limit one backend would stop once more than the other.
         await self._limiter.acquire_on_behalf_of(self._token)
 
-    def give_back(self) -> None:
-        self._limiter.release_on_behalf_of(self._token)
+    def leave(self) -> None:
+        """The task goes on, with the result or without it. The permit is free once the thread has ended as well."""
+        self._left = True
+        if self.job is not None:
+            self._threads.leave(self.job)
+        if self.job is None or self._ended:
+            self._limiter.release_on_behalf_of(self._token)
+
+    def _end(self) -> None:
+        # One backend tells it from the event loop as soon as the thread has ended, the other when the task goes on.
+        self._ended = True
+        if self._left:
+            self._limiter.release_on_behalf_of(self._token)
 
     def _start(self) -> None:
         self.job = self._threads.start()
@@ -179,13 +191,13 @@ class _Gate:
         self._start()
 
     async def __aexit__(self, *_exc: object) -> None:
-        self.give_back()
+        self._end()
 
     async def acquire_on_behalf_of(self, _borrower: object) -> None:
         self._start()
 
     def release_on_behalf_of(self, _borrower: object) -> None:
-        self.give_back()
+        self._end()
 
 
 def gated(original: Any, current: Callable[[], Any]) -> Any:
@@ -211,10 +223,7 @@ def gated(original: Any, current: Callable[[], Any]) -> Any:
         try:
             return await original(cls, gate.wrap(func), args, abandon_on_cancel, gate)
         finally:
-            if gate.job is None:
-                gate.give_back()
-            else:
-                kernel.threads.leave(gate.job)
+            gate.leave()
 
     return classmethod(run_sync_in_worker_thread)
 

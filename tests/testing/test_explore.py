@@ -209,11 +209,6 @@ def test_the_seed_says_where_to_begin(strategy: Any) -> None:
     assert again.replay == found.replay
 
 
-def test_a_negative_seed_gives_a_line_that_reads_back() -> None:
-    found = found_by(lost_update, strategy="walk", runs=50, seed=-50, shorten=False)
-    assert Replay.parse(str(Replay("asyncio", found.original))) == Replay("asyncio", found.original)
-
-
 @both
 def test_the_search_goes_on_from_run_to_run_with_the_length_of_the_last_one(backend: Any) -> None:
     """`pct` needs to know about how many decisions there are."""
@@ -240,6 +235,7 @@ def test_arguments_go_to_the_function_and_options_to_the_simulation() -> None:
     ("options", "told"),
     [
         ({"runs": 0}, "a search needs at least 1 run: got 0"),
+        ({"seed": -1}, "the seed of a search is not negative: got -1"),
         ({"runs": -3}, "a search needs at least 1 run: got -3"),
         (
             {"strategy": "best"},

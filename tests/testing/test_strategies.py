@@ -24,6 +24,7 @@ from agentcore.testing import (
     FaultPlan,
     InjectedFault,
     Schedule,
+    SimMachine,
     Target,
     agent_configs,
     explore,
@@ -312,7 +313,9 @@ def test_annotation_must_be_known_at_run_time() -> None:
     class Odd(BaseTask):
         page: "Unknown"  # type: ignore[name-defined]  # noqa: F821, UP037
 
-    with pytest.raises(TypeError, match="annotation of Odd.page must be known at run time: .*; give a strategy by its"):
+    with pytest.raises(
+        TypeError, match=r"annotation of Odd.page must be known at run time: .*; give a strategy by its"
+    ):
         tasks(Odd)
     assert {7} == {task.page for task in drawn(tasks(Odd, page=st.just(7)), FEW)}
 
@@ -378,6 +381,12 @@ def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert "" == done.stderr
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize("exported", [SimMachine, agent_configs, fault_plans, schedules, tasks])
+def test_what_is_exported_reads_agentcore_testing(exported: Any) -> None:
+    """Also what is loaded later than all else."""
+    assert "agentcore.testing" == exported.__module__
 
 
 def test_hypothesis_is_imported_when_it_is_used() -> None:

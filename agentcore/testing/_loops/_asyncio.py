@@ -191,9 +191,17 @@ class _AsyncioLoop(asyncio.SelectorEventLoop):
         self, executor: Any, func: Any, *args: Any
     ) -> asyncio.Future[Any]:
         job = self.kernel.threads.start()
+        wrapped = threading.Event()
         if executor is None or isinstance(executor, concurrent.futures.ThreadPoolExecutor):
-            func = job.wrap(func)
+            function = job.wrap(func)
+
+            def func(*args: Any) -> Any:
+                # Not before the future is wrapped: a result that is there by then would not come from the thread.
+                wrapped.wait()
+                return function(*args)
+
         future = super().run_in_executor(executor, func, *args)
+        wrapped.set()
         future.add_done_callback(lambda _future: self.kernel.threads.leave(job))
         return future
 
