@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
-EXTRAS = ".[cli,trio]"
+EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
 

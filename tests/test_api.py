@@ -1,7 +1,7 @@
-"""The public surface against its snapshot, `tests/api.txt`.
+"""The public surface against its snapshots, `tests/api.txt` and `tests/api_testing.txt`.
 
-A change of the surface is a decision, and shows as a change of that file:
-`nox -s api -- --update` writes it anew.
+A change of the surface is a decision, and shows as a change of these files:
+`nox -s api -- --update` writes them anew.
 """
 
 import enum
@@ -13,35 +13,45 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import agentcore
+import pytest
 
-SNAPSHOT = Path(__file__).with_name("api.txt")
+import agentcore
+import agentcore.testing
+
+SNAPSHOTS = {
+    agentcore: Path(__file__).with_name("api.txt"),
+    agentcore.testing: Path(__file__).with_name("api_testing.txt"),
+}
+facades = pytest.mark.parametrize("facade", SNAPSHOTS, ids=lambda facade: facade.__name__)
 HOW = "Changed on purpose? Then run: nox -s api -- --update"
 
 
-def test_public_surface_is_the_one_in_the_snapshot() -> None:
+@facades
+def test_public_surface_is_the_one_in_the_snapshot(facade: ModuleType) -> None:
     """No public name, parameter, default or base class changes by accident."""
-    expected = SNAPSHOT.read_text(encoding="utf-8").splitlines()
-    actual = render(agentcore).splitlines()
+    expected = SNAPSHOTS[facade].read_text(encoding="utf-8").splitlines()
+    actual = render(facade).splitlines()
     gone = [line for line in expected if line not in actual]
     new = [line for line in actual if line not in expected]
     assert expected == actual, "\n".join([HOW, *(f"- {line}" for line in gone), *(f"+ {line}" for line in new)])
 
 
-def test_public_names_say_that_they_come_from_the_facade() -> None:
-    """Tracebacks, reprs and pickles name `agentcore`, not the private module behind it."""
+@facades
+def test_public_names_say_that_they_come_from_the_facade(facade: ModuleType) -> None:
+    """Tracebacks, reprs and pickles name the facade, not the private module behind it."""
     foreign = {
         name: member.__module__
-        for name in agentcore.__all__
-        if inspect.isclass(member := getattr(agentcore, name)) or inspect.isroutine(member)
-        if member.__module__ != "agentcore"
+        for name in facade.__all__
+        if inspect.isclass(member := getattr(facade, name)) or inspect.isroutine(member)
+        if member.__module__ != facade.__name__
     }
     assert foreign == {}
 
 
-def test_list_of_public_names_has_no_doubles_and_no_private_names() -> None:
+@facades
+def test_list_of_public_names_has_no_doubles_and_no_private_names(facade: ModuleType) -> None:
     """`__all__` is the surface: each name once, none with an underscore but dunders."""
-    names = list(agentcore.__all__)
+    names = list(facade.__all__)
     assert len(set(names)) == len(names)
     assert [name for name in names if name.startswith("_") and not name.endswith("__")] == []
 
@@ -140,4 +150,5 @@ def text(annotation: Any) -> str:
 
 
 if __name__ == "__main__" and "--update" in sys.argv:
-    SNAPSHOT.write_text(render(agentcore), encoding="utf-8")
+    for module, snapshot in SNAPSHOTS.items():
+        snapshot.write_text(render(module), encoding="utf-8")

@@ -63,6 +63,7 @@ def modules() -> list[str]:
 
 def walk(content: str, directory: Path) -> str:
     """Return a page with the output that its commands have, run in a directory with the files it has saved by then."""
+
     def step(match: re.Match[str]) -> str:
         if match["file"]:
             (directory / match["file"]).write_text(match["code"], encoding="utf-8")

@@ -32,7 +32,10 @@ _HYPOTHESIS = {
 def __getattr__(name: str) -> Any:
     """Load what is exported when something of it is used: pytest imports this package for its plugin, in every project."""
     if name in _HYPOTHESIS:
-        return getattr(importlib.import_module(f"{__name__}.{_HYPOTHESIS[name]}"), name)
+        item = getattr(importlib.import_module(f"{__name__}.{_HYPOTHESIS[name]}"), name)
+        if item.__module__.startswith(f"{__name__}."):
+            item.__module__ = __name__
+        return item
     if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     facade = importlib.import_module(f"{__name__}._facade")

@@ -391,7 +391,9 @@ def test_a_run_that_is_longer_differs_where_the_other_one_ends() -> None:
         for _ in runs:
             await steps()
 
-    with pytest.raises(NondeterminismError, match=r"differ from step 2 on: on asyncio it was \[None\], on asyncio it is \["):
+    with pytest.raises(
+        NondeterminismError, match=r"differ from step 2 on: on asyncio it was \[None\], on asyncio it is \["
+    ):
         assert_deterministic(main)
 
 

@@ -310,8 +310,16 @@ except agentcore.testing.UnsupportedVersionError as error:
 @pytest.mark.parametrize(
     ("backend", "gone", "reason"),
     [
-        ("trio", "trio._core._run:_ALLOW_DETERMINISTIC_SCHEDULING", "trio._core._run has no _ALLOW_DETERMINISTIC_SCHEDULING"),
-        ("asyncio", "anyio._backends._asyncio:AsyncIOBackend.wait_all_tasks_blocked", "anyio._backends._asyncio:AsyncIOBackend"),
+        (
+            "trio",
+            "trio._core._run:_ALLOW_DETERMINISTIC_SCHEDULING",
+            "trio._core._run has no _ALLOW_DETERMINISTIC_SCHEDULING",
+        ),
+        (
+            "asyncio",
+            "anyio._backends._asyncio:AsyncIOBackend.wait_all_tasks_blocked",
+            "anyio._backends._asyncio:AsyncIOBackend",
+        ),
     ],
 )
 def test_a_process_with_an_unknown_version_runs_its_programs(backend: str, gone: str, reason: str) -> None:

@@ -546,7 +546,9 @@ def test_another_failure_than_before_is_none_of_the_same() -> None:
         runs.append(1)
         raise (KeyError if len(runs) == 1 else ValueError)("here")
 
-    told = r"fifo on asyncio failed with KeyError\('here'\), and then, with the same schedule, gave ValueError\('here'\)"
+    told = (
+        r"fifo on asyncio failed with KeyError\('here'\), and then, with the same schedule, gave ValueError\('here'\)"
+    )
     with pytest.raises(NondeterminismError, match=told):
         explore(main)
 

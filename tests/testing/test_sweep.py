@@ -601,9 +601,7 @@ def test_one_failure_needs_no_list(backend: Any) -> None:
 
 @both
 @pytest.mark.parametrize("environment", [False, True])
-def test_one_point_can_be_gone_through_again(
-    backend: Any, environment: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_point_can_be_gone_through_again(backend: Any, environment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[tuple[str, float]] = []
 
     async def scenario() -> None:
@@ -825,7 +823,9 @@ async def of_timeouts(parts: Parts) -> None:
 
 @pytest.mark.parametrize("schedule", ["fifo", "walk/1", "rare/2"])
 @pytest.mark.parametrize(
-    "scenario", [of_locks, of_semaphores, of_limiters, of_conditions, of_events, of_timeouts], ids=lambda one: one.__name__
+    "scenario",
+    [of_locks, of_semaphores, of_limiters, of_conditions, of_events, of_timeouts],
+    ids=lambda one: one.__name__,
 )
 def test_the_parts_of_anyio_leave_nothing_behind(scenario: Any, schedule: str) -> None:
     report = cancel_everywhere(
