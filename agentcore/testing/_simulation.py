@@ -98,7 +98,7 @@ class Simulation:
         _check_options(backend, threads, max_steps, watchdog)
         check(backend)
         self.backend: Backend = backend
-        self.random = random.Random(seed)
+        self.random: random.Random = random.Random(seed)
         self.injection: Injection | None = None
         self._plan = FaultPlan.parse(plan) if isinstance(plan, str) else plan
         self._targets = targets

@@ -30,6 +30,6 @@ def test_the_traces_do_not_depend_on_the_order_of_hashes() -> None:
         assert found == {EXPECTED}
 
 
-@pytest.mark.parametrize("python", filter(None, os.environ.get("AGENTCORE_PYTHONS", "").split(os.pathsep)))
+@pytest.mark.parametrize("python", [one for one in os.environ.get("AGENTCORE_PYTHONS", "").split(os.pathsep) if one])
 def test_the_traces_do_not_depend_on_the_interpreter(python: str) -> None:
     assert traces("0", python) == traces("0")

@@ -132,8 +132,8 @@ def test_no_simulation_runs_inside_of_itself(backend: Any) -> None:
 
 @pytest.mark.parametrize("inner", BACKENDS)
 @both
-def test_a_simulation_may_be_run_by_code_of_another_one(backend: Any, inner: Any) -> None:
-    """Nothing of the outer one's clock or order is seen inside."""
+def test_a_simulation_is_not_run_by_code_of_another_one(backend: Any, inner: Any) -> None:
+    """The thread has one event loop at a time, of whichever kind."""
 
     async def inside() -> float:
         await anyio.sleep(7)
@@ -213,7 +213,7 @@ def test_a_result_tells_what_became_of_it(backend: Any) -> None:
     assert result.fired == ()
     assert str(result.schedule) == "fifo"
     assert isinstance(result.trace[0], Step)
-    assert re.fullmatch(r"2 s  task 0 stop 1  .*main:\d+ sleep", str(result.trace[1]))
+    assert re.fullmatch(r"  2 s  task 0 from .*main:\d+ in sleep", str(result.trace[1]))
 
 
 # ------------------------------------------------------------------------------------------ what it finds
@@ -807,6 +807,7 @@ def test_registries_may_be_those_of_a_test(backend: Any) -> None:
 
 
 def test_a_step_is_a_value() -> None:
-    step = Step(1, 2, 0.5, "place:3 Event.wait")
+    step = Step(1, 2, 0.5, "place:3 in Event.wait")
     assert attrs.evolve(step) == step
-    assert str(step) == "0.5 s  task 1 stop 2  place:3 Event.wait"
+    assert str(step) == "  0.5 s  task 1 from place:3 in Event.wait"
+    assert str(attrs.evolve(step, now=0.1 + 0.2, switched=True)) == "* 0.3 s  task 1 from place:3 in Event.wait"
