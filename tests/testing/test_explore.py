@@ -184,11 +184,9 @@ def test_a_portfolio_begins_with_the_plain_orders(backend: Any) -> None:
     async def main() -> None:
         await order_of(3, 3)
 
-    original = module.run_sim
-
     def spy(*args: Any, **options: Any) -> Any:
         seen.append(options["schedule"])
-        return original(*args, **options)
+        return run_sim(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "run_sim", spy)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -25,11 +25,11 @@ from agentcore.testing import (
     cancel_everywhere,
     current_simulation,
 )
-from agentcore.testing._replay import MODES, VARIABLE
+from agentcore.testing._replay import MODES, VARIABLE, Mode
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 # What AnyIO's parts promise holds for cancellation of scopes.
-SCOPES = ("block", "wake", "deadline")
+SCOPES: tuple[Mode, ...] = ("block", "wake", "deadline")
 
 
 class BoomError(Exception):
@@ -110,7 +110,7 @@ async def everything() -> None:
 def test_the_points_are_the_same_on_both_backends(schedule: str) -> None:
     """One is cancelled at the same places as the other."""
     report = cancel_everywhere(everything, schedules=(schedule,))
-    counts = {mode: {report.points[backend, mode] for backend in BACKENDS} for mode in SCOPES}  # type: ignore[index]
+    counts = {mode: {report.points[backend, mode] for backend in BACKENDS} for mode in SCOPES}
     assert all(len(found) == 1 for found in counts.values())
     assert report.points["asyncio", "block"] > 10
     assert report.points["asyncio", "native"] == report.points["asyncio", "block"]
@@ -844,11 +844,11 @@ class Pipe:
         self.received: list[int] = []
         self.producing = anyio.create_task_group()
 
-    async def __aenter__(self) -> Pipe:
+    async def __aenter__(self) -> Self:
         await self.producing.__aenter__()
         return self
 
-    async def __aexit__(self, *exc: Any) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self.producing.cancel_scope.cancel()
         await self.producing.__aexit__(None, None, None)
         self.send.close()
