@@ -134,7 +134,7 @@ def coverage(session: nox.Session) -> None:
     """Measure branch coverage: 95% of the package, all of its rules."""
     install(session, "test")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-n", "2", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", f"--fail-under={COVERAGE_FLOOR}")
     session.run("coverage", "report", "--include=agentcore/_rules/*", "--fail-under=100")

@@ -118,11 +118,12 @@ def assert_no_leaks(*resources: Any) -> Iterator[None]:
 
 
 def _state(resource: Any) -> object:
+    # First the value: the statistics of a semaphore tell who waits, and not what is left.
+    if hasattr(resource, "value"):
+        return resource.value
     statistics = getattr(resource, "statistics", None)
     if callable(statistics):
         return statistics()
-    if hasattr(resource, "value"):
-        return resource.value
     raise TypeError(f"a resource must have statistics() or a value to compare: got {resource!r}")
 
 

@@ -8,10 +8,10 @@ Every private attribute of other libraries that the simulator touches, all of th
 | of | attribute | what for |
 |---|---|---|
 | asyncio | `BaseEventLoop._run_once`, `_ready`, `_scheduled`, `_selector`, `_process_events`, `_stopping`, `_write_to_self`, `_check_closed`, `_timer_cancelled_count`, `_asyncgens`, `_default_executor` | the order of steps, timers, inputs |
-| asyncio | `Handle._callback`, `_args`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled`, `Task._log_destroy_pending` | the steps of tasks, and their end |
+| asyncio | `Handle._callback`, `_args`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled`, `Task._log_destroy_pending`, `_log_traceback` | the steps of tasks, and their end |
 | trio | `_core._run._r`, `_ALLOW_DETERMINISTIC_SCHEDULING`, `GLOBAL_RUN_CONTEXT.runner` | the order of steps |
 | trio | `Runner.runq`, `entry_queue`, `trio_token`, `waiting_for_idle`, `deadlines`, `io_manager`, `init`, `TrioToken._create`, `EntryQueue.task` | steps, calls from threads |
-| trio | `_timeouts.sleep_until`, `Task._next_send_fn`, `_next_send`, `_cancel_status`, `CancelStatus._scope`, `_parent` | the scopes around a task |
+| trio | `_timeouts.sleep_until`, `Task._next_send_fn`, `_next_send`, `_cancel_status`, `Nursery._children`, `CancelStatus._scope`, `_parent` | the scopes around a task |
 | asyncio | `_get_running_loop` | to refuse a loop in a loop |
 | AnyIO | `_core._eventloop.set_current_async_library`, `reset_current_async_library` | which loop is the current one |
 | AnyIO | `_backends._asyncio.TaskGroup.__aexit__` and the `_tasks` it waits for | which wake-ups are no steps |
@@ -37,7 +37,10 @@ from ._schedule import FIFO, DepthFirst, Strategy
 _ASYNCIO: Final = {
     "asyncio:SelectorEventLoop": ("_run_once", "_process_events", "_write_to_self", "_check_closed"),
     "asyncio:Handle": ("_run",),
-    "asyncio:Task": ("get_coro", "uncancel", "cancelling"),
+    "asyncio": ("_get_running_loop",),
+    "asyncio:Task": ("get_coro", "uncancel", "cancelling", "_log_traceback", "_log_destroy_pending"),
+    "anyio._backends._asyncio": ("_threadpool_workers",),
+    "anyio._backends._asyncio:TaskGroup": ("__aexit__",),
     "anyio._backends._asyncio:AsyncIOBackend": (
         "run_sync_in_worker_thread",
         "run_async_from_thread",
@@ -57,12 +60,21 @@ _LOOP: Final = (
     "_default_executor",
 )
 _TRIO: Final = {
-    "trio._core._run:Runner": ("init",),
+    "trio._core._run:Runner": (
+        "init",
+        "runq",
+        "entry_queue",
+        "trio_token",
+        "waiting_for_idle",
+        "deadlines",
+        "io_manager",
+    ),
+    "trio._timeouts": ("sleep_until",),
     "trio._core._run:EntryQueue": ("task", "run_sync_soon", "size"),
     "trio._core._run": ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING", "GLOBAL_RUN_CONTEXT"),
     "trio.lowlevel:TrioToken": ("_create",),
     "trio._core._run:CancelStatus": ("_scope", "_parent"),
-    "trio._core._run:Task": ("_cancel_status",),
+    "trio._core._run:Task": ("_cancel_status", "_next_send", "_next_send_fn"),
     "anyio._backends._trio:TrioBackend": ("run_sync_in_worker_thread", "run_async_from_thread"),
 }
 
@@ -142,7 +154,7 @@ def _has(place: str, name: str) -> bool:
             owner = getattr(owner, attribute)
     except (ImportError, AttributeError):
         return False
-    return hasattr(owner, name) or name in getattr(owner, "__annotations__", ()) or name in dir(owner)
+    return hasattr(owner, name) or (isinstance(owner, type) and name in getattr(owner, "__annotations__", ()))
 
 
 def _check_behaviour(backend: str) -> None:
@@ -151,7 +163,9 @@ def _check_behaviour(backend: str) -> None:
         raise UnsupportedVersionError(backend, f"virtual time gives {value!r}")
     orders: set[tuple[int, ...]] = set()
     search = DepthFirst()
-    while not search.exhausted and len(orders) < 100:
+    for _run_number in range(100):
+        if search.exhausted:
+            break
         orders.add(_run(backend, _two_by_two, search))
         search.advance()
     # Two tasks of two steps each: 4! / (2! 2!) orders.

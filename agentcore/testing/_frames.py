@@ -77,6 +77,8 @@ def describe(coroutine: Any) -> tuple[str, str, str]:
         agentcore; what it calls there, down to what it waits in; the name of the file.
     """
     frames = list(_frames(coroutine))
+    if not frames:
+        return "?", type(coroutine).__name__, "?"  # something in C, or a class that only acts like a coroutine
     own = [index for index, (_node, code) in enumerate(frames) if not is_machinery(code)]
     outside = [index for index in own if not frames[index][1].co_filename.startswith(_PACKAGE)]
     if not own:
@@ -111,6 +113,6 @@ def close(coroutine: Any) -> None:
     """Close a coroutine that nobody will run any more."""
     try:
         coroutine.close()
-    except (RuntimeError, ValueError):
+    except Exception:  # noqa: BLE001 - whatever it raises, it is over
         # It waits again while it is closed, or is running: there is nothing more that could be done for it.
         return

@@ -27,7 +27,8 @@ GIVES_WAY: Final = 8
 STEPS_PER_INSTANT: Final = 10_000
 STEPS_PER_INSTANT_AND_TASK: Final = 100
 # Steps that the tasks of a failed simulation have to end in.
-STEPS_TO_END: Final = 20_000
+STEPS_TO_END: Final = 2_000
+STEPS_TO_END_AND_TASK: Final = 50
 
 
 class Abandoned(BaseException):
@@ -291,7 +292,7 @@ class Kernel:
         """Note what was found, and end the simulation: everything in it is cancelled."""
         if self.failure is None:
             self.failure = failure
-            self._max_steps = self.steps + STEPS_TO_END
+            self._max_steps = self.steps + STEPS_TO_END + STEPS_TO_END_AND_TASK * len(self.tasks)
             self.tracing = False  # what follows is a consequence
         self._end()
 
@@ -301,7 +302,7 @@ class Kernel:
         self.invariants.clear()
         self.tracing = False
         self.stopped = self.resuming = _nothing
-        self._max_steps = self.steps + STEPS_TO_END
+        self._max_steps = self.steps + STEPS_TO_END + STEPS_TO_END_AND_TASK * len(self.tasks)
         self._aborts = 0
         self.forcing = False
 
@@ -317,7 +318,7 @@ class Kernel:
         if self.forcing:
             raise Abandoned
         self.forcing = True
-        self._max_steps = self.steps + STEPS_TO_END
+        self._max_steps = self.steps + STEPS_TO_END + STEPS_TO_END_AND_TASK * len(self.tasks)
 
     # ------------------------------------------------------------ nothing can run
 

@@ -99,7 +99,7 @@ class Replay:
                 raise ValueError("it begins with sim1:asyncio: or sim1:trio:")
             point = CancelPoint.parse(cancel) if cancel else None
             return cls(backend, Schedule.parse(schedule), point, FaultPlan.parse(plan) if plan else FaultPlan())
-        except (ValueError, zlib.error) as error:
+        except (TypeError, ValueError, LookupError, zlib.error) as error:
             raise ValueError(f"this is no replay line: {line!r}: {error}") from error
 
 

@@ -236,14 +236,24 @@ class Schedule:
     """
 
     strategy: str = attrs.field(default="switches")
-    seed: int = 0
-    length: int = 64
+    seed: int = attrs.field(default=0)
+    length: int = attrs.field(default=64)
     switches: tuple[Switch, ...] = attrs.field(default=(), converter=_as_tuple)
 
     @strategy.validator
     def _check_strategy(self, _attribute: object, value: str) -> None:
         if value not in STRATEGIES:
             raise ValueError(f"the strategy of a schedule is one of {', '.join(STRATEGIES)}: got {value!r}")
+
+    @seed.validator
+    def _check_seed(self, _attribute: object, value: int) -> None:
+        if value < 0:
+            raise ValueError(f"the seed of a schedule is not negative: got {value!r}")
+
+    @length.validator
+    def _check_length(self, _attribute: object, value: int) -> None:
+        if value < 1:
+            raise ValueError(f"the length of a schedule is at least 1: got {value!r}")
 
     def __repr__(self) -> str:
         """Return what makes the same schedule, in short."""

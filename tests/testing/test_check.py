@@ -269,7 +269,7 @@ import anyio, trio
 from agentcore import AgentRuntime
 from agentcore.testing import UnsupportedVersionError, run_sim
 
-del trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING
+del trio._core._run._r
 
 async def main():
     async with AgentRuntime() as runtime:
@@ -290,6 +290,6 @@ print(run_sim(main, backend="asyncio").unwrap(), anyio.run(main))
 def test_a_process_with_an_unknown_trio_simulates_on_asyncio() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout.splitlines(), done.stderr) == (
-        ["trio._core._run has no _ALLOW_DETERMINISTIC_SCHEDULING", "8 8"],
+        ["trio._core._run has no _r", "8 8"],
         "",
     )

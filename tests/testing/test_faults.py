@@ -497,7 +497,7 @@ async def test_cancel_takes_the_default_scope() -> None:
     """A simulation sets it; an own one goes first."""
     api = Api()
     with anyio.CancelScope() as scope, anyio.CancelScope() as own:
-        token = default_scope.set(scope)
+        token = default_scope.set(lambda: scope)
         try:
             with inject("read#1:cancel;read#2:cancel", {"read": (api, "read")}, scope=own):
                 api.read()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 TRACES = Path(__file__).with_name("traces.py")
-# What `traces.py` prints on every version that is supported: each version's own tests compare with it.
-EXPECTED = os.environ.get("AGENTCORE_TRACES", "")
+# What `traces.py` prints last on every version that is supported: it changes with the programs there, and with nothing else.
+EXPECTED = "91fe3535e89975e8"
 
 
 def traces(seed: str, python: str = sys.executable) -> str:
@@ -26,8 +26,7 @@ def traces(seed: str, python: str = sys.executable) -> str:
 def test_the_traces_do_not_depend_on_the_order_of_hashes() -> None:
     found = {traces(seed) for seed in ("0", "1", "random")}
     assert len(found) == 1
-    if EXPECTED:
-        assert found == {EXPECTED}
+    assert {line.split()[-1] for line in found} == {EXPECTED}
 
 
 @pytest.mark.parametrize("python", [one for one in os.environ.get("AGENTCORE_PYTHONS", "").split(os.pathsep) if one])

@@ -483,7 +483,6 @@ async def test_simulated(answer, sim):
 """
 
 
-@pytest.mark.xfail(reason="a simulation cannot run beside an event loop that AnyIO's plugin keeps for its fixtures")
 def test_simulated_tests_with_fixtures_of_anyio(project: Project) -> None:
     """An event loop that is there, and does not run meanwhile, is left alone and disturbs nothing."""
     project.write("test_alive.py", ALIVE)

@@ -7,8 +7,11 @@ import contextlib
 import gc
 import pickle
 import re
+import subprocess
+import sys
 import threading
 import warnings
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +22,7 @@ import pytest
 import trio
 
 import agentcore
+from agentcore._interop import sources
 from agentcore.testing import (
     BACKENDS,
     DeadlockError,
@@ -37,6 +41,7 @@ from agentcore.testing import (
     run_sim,
 )
 from agentcore.testing._frames import describe, stop_of
+from tests.testing.traces import PROGRAMS, text_of
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -63,7 +68,7 @@ def test_time_stands_still_between_two_calls(backend: Any) -> None:
         assert (log, sim.now) == ([], 0.0)
         sim.run(anyio.sleep, 1.5)
         assert (log, sim.now) == ([1.0], 1.5)
-        assert [task.name for task in sim.tasks()][0] == "main"
+        assert sim.tasks()[0].name == "main"
         assert len(sim.tasks()) == 2
         assert sim.steps > 0
         assert sim.trace == ()
@@ -173,8 +178,6 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 @both
 def test_the_random_source_of_agentcore_is_seeded(backend: Any) -> None:
-    from agentcore._interop import sources
-
     async def main() -> float:
         assert current_simulation().random is sources.get().random
         return sources.get().random.random()
@@ -345,7 +348,7 @@ def test_a_timeout_that_never_gets_its_turn_is_a_livelock(backend: Any) -> None:
 @both
 def test_what_sleeps_again_and_again_is_a_livelock_in_the_end(backend: Any) -> None:
     async def main() -> None:
-        while True:
+        while True:  # noqa: ASYNC110 - just this is what it is about
             await anyio.sleep(1)
 
     with pytest.raises(LivelockError, match="no end after 500 steps; allow more by max_steps") as caught:
@@ -385,9 +388,6 @@ def test_a_callback_that_calls_itself_for_ever_does_not_hang(backend: Any) -> No
 
 def test_two_callbacks_that_call_each_other_for_ever_are_a_livelock() -> None:
     """In a process of its own: it must not hang this one."""
-    import subprocess
-    import sys
-
     program = """
 import asyncio
 import anyio
@@ -532,7 +532,7 @@ def test_an_interrupt_is_raised_and_leaves_no_hang(backend: Any, kind: type[Base
     def _raise(kind: type[BaseException]) -> None:
         raise kind
 
-    with pytest.raises(BaseException) as caught:
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - any kind, from any backend
         run_sim(main, backend=backend, watchdog=2).unwrap()
     error = caught.value
     while isinstance(error, BaseExceptionGroup):
@@ -708,8 +708,6 @@ def test_what_is_no_coroutine_has_no_place() -> None:
 
 @both
 def test_simulations_in_threads_are_the_same_as_one_after_the_other(backend: Any) -> None:
-    from tests.testing.traces import PROGRAMS, text_of
-
     programs = [PROGRAMS[name] for name in ("locks", "streams_1", "shields", "nested_groups")]
 
     def hashes() -> list[str]:
@@ -747,8 +745,6 @@ def test_the_collector_is_as_it_was() -> None:
 @both
 def test_nothing_is_left_of_a_simulation(backend: Any) -> None:
     """Neither warnings of unclosed things, nor the loop."""
-    import weakref
-
     seen: list[Any] = []
 
     async def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import subprocess
 import sys
@@ -294,8 +295,6 @@ def test_waiting_until_all_are_blocked_can_be_cancelled(backend: Any) -> None:
 
 def test_timers_that_are_not_needed_are_forgotten() -> None:
     async def main() -> int:
-        import asyncio
-
         for _ in range(5_000):
             with anyio.fail_after(1_000_000):
                 await anyio.lowlevel.checkpoint()
@@ -358,10 +357,10 @@ def test_the_clock_stands_while_a_subprocess_runs(backend: Any) -> None:
 @both
 def test_a_subprocess_without_hold_times_out_in_virtual_time(backend: Any) -> None:
     async def main() -> bool:
-        process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)  # noqa: ASYNC220
         try:
             with anyio.move_on_after(3600) as scope:
-                while process.poll() is None:
+                while process.poll() is None:  # noqa: ASYNC110 - a program that knows of no better way
                     await anyio.sleep(1)
         finally:
             process.communicate()
@@ -413,7 +412,7 @@ def test_a_socket_that_stays_silent_is_a_stall(backend: Any) -> None:
         async with await anyio.create_udp_socket(local_host="127.0.0.1") as socket:
             await socket.receive()
 
-    with pytest.raises(StallError, match="a socket or a pipe kept the simulation waiting for 0.2 real seconds"):
+    with pytest.raises(StallError, match=r"a socket or a pipe kept the simulation waiting for 0\.2 real seconds"):
         run_sim(main, backend=backend, watchdog=0.2).unwrap()
 
 

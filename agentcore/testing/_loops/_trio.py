@@ -98,8 +98,17 @@ class TrioLoop:
             self._outcome.unwrap()
         except trio.TrioInternalError as error:
             if isinstance(error.__cause__, Abandoned):
+                self._disarm()
                 raise error.__cause__ from None
             raise
+
+    def _disarm(self) -> None:
+        """Keep what an abandoned run leaves from complaining when it is collected, in the middle of something else."""
+        for task in tuple(self._runner.tasks):
+            for nursery in task.child_nurseries:
+                getattr(nursery, "_children", set()).clear()  # set when it is made, so it is not known to be there
+            if task.coro.cr_code in _INFRASTRUCTURE:
+                close(task.coro)
 
     def stop(self) -> None:
         self._stopped = True
