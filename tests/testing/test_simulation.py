@@ -700,7 +700,7 @@ def test_a_task_is_where_its_own_code_is(backend: Any) -> None:
 
 def test_what_is_no_coroutine_has_no_place() -> None:
     assert stop_of(None) == (None, None)
-    assert describe(object()) == ("?", "", "?")
+    assert describe(object()) == ("?", "object", "?")
 
 
 # ------------------------------------------------------------------------------------------ beside other programs
