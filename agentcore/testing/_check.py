@@ -11,7 +11,7 @@ Every private attribute of other libraries that the simulator touches, all of th
 | asyncio | `Handle._callback`, `_args`, `_cancelled`, `_run`, `TimerHandle._when`, `_scheduled`, `Task._log_destroy_pending`, `_log_traceback` | the steps of tasks, and their end |
 | trio | `_core._run._r`, `_ALLOW_DETERMINISTIC_SCHEDULING`, `GLOBAL_RUN_CONTEXT.runner` | the order of steps |
 | trio | `Runner.runq`, `entry_queue`, `trio_token`, `waiting_for_idle`, `deadlines`, `io_manager`, `init`, `TrioToken._create`, `EntryQueue.task` | steps, calls from threads |
-| trio | `_timeouts.sleep_until`, `Task._next_send_fn`, `_next_send`, `_cancel_status`, `Nursery._children`, `CancelStatus._scope`, `_parent` | the scopes around a task |
+| trio | `_timeouts.sleep_until`, `Task._next_send_fn`, `_next_send`, `_cancel_status`, `_counter`, `Nursery._children`, `CancelStatus._scope`, `_parent` | the scopes around a task |
 | asyncio | `_get_running_loop` | to refuse a loop in a loop |
 | AnyIO | `_core._eventloop.set_current_async_library`, `reset_current_async_library` | which loop is the current one |
 | AnyIO | `_backends._asyncio.TaskGroup.__aexit__` and the `_tasks` it waits for | which wake-ups are no steps |
@@ -74,7 +74,7 @@ _TRIO: Final = {
     "trio._core._run": ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING", "GLOBAL_RUN_CONTEXT"),
     "trio.lowlevel:TrioToken": ("_create",),
     "trio._core._run:CancelStatus": ("_scope", "_parent"),
-    "trio._core._run:Task": ("_cancel_status", "_next_send", "_next_send_fn"),
+    "trio._core._run:Task": ("_cancel_status", "_counter", "_next_send", "_next_send_fn"),
     "anyio._backends._trio:TrioBackend": ("run_sync_in_worker_thread", "run_async_from_thread"),
 }
 

@@ -107,8 +107,8 @@ class TrioLoop:
         for task in tuple(self._runner.tasks):
             for nursery in task.child_nurseries:
                 getattr(nursery, "_children", set()).clear()  # set when it is made, so it is not known to be there
-            if task.coro.cr_code in _INFRASTRUCTURE:
-                close(task.coro)
+        for task in sorted(self._runner.tasks, key=lambda task: task._counter, reverse=True):
+            close(task.coro)
 
     def stop(self) -> None:
         self._stopped = True
@@ -119,8 +119,7 @@ class TrioLoop:
             if self._outcome is None and self._runner is not None:
                 self.pump(lambda: False)
         except (Abandoned, BaseExceptionGroup):
-            for task in list(self.kernel.tasks.values()):
-                close(task.coroutine)
+            return  # what there is to tell has been told
 
     def scopes(self, task: SimTask) -> Iterator[Scope]:
         status = task.native._cancel_status
