@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
+import os
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +18,25 @@ from typing import Any
 
 _HERE = str(Path(__file__).parent)
 _PACKAGE = str(Path(__file__).parent.parent)
-_NAMES = ("anyio", "trio", "asyncio", "outcome", "sniffio")
 _known: dict[types.CodeType, bool] = {}
+
+
+def _folders() -> Iterator[str]:
+    yield _HERE + os.sep
+    for name in ("anyio", "asyncio", "outcome", "sniffio", "trio"):
+        found = importlib.util.find_spec(name)  # does not load it
+        for folder in (found.submodule_search_locations if found is not None else None) or ():
+            yield folder + os.sep
+
+
+_MACHINERY = (*_folders(), contextlib.__file__)
 
 
 def is_machinery(code: types.CodeType) -> bool:
     """Tell whether a frame of this code belongs to an event loop, to AnyIO or to the simulator."""
     known = _known.get(code)
     if known is None:
-        path = Path(code.co_filename)
-        known = _known[code] = (
-            code.co_filename.startswith(_HERE)
-            or path == Path(contextlib.__file__)
-            or any(part in _NAMES for part in path.parts)
-        )
+        known = _known[code] = code.co_filename.startswith(_MACHINERY)
     return known
 
 
