@@ -145,6 +145,7 @@ class Verbatim:
 def text(annotation: Any) -> str:
     """Return an annotation as it would be written in the source."""
     written = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    written = re.sub(r"\bUnpack\[(\w+)\]", r"*\1", written)  # as later versions write it
     # Without the modules' names: a deferred annotation is a string that lacks them.
     return re.sub(r"\b(?:[a-z_]\w*\.)+", "", written)
 

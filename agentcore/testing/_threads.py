@@ -63,9 +63,11 @@ class Job:
 
 
 def current_job() -> Job | None:
-    """Return the job that this thread works at, None in other threads."""
-    job: Callable[[], Job | None] | None = getattr(_local, "job", None)
-    return job() if job is not None else None
+    """Return the job that this thread works at and that is waited for, None in other threads."""
+    known: Callable[[], Job | None] | None = getattr(_local, "job", None)
+    job = known() if known is not None else None
+    # A thread lives on, with the job of a simulation that is over.
+    return job if job is not None and job.threads.awaits(job) else None
 
 
 class Threads:
@@ -114,6 +116,10 @@ class Threads:
         self._foreign.extend(job.posts)
         job.posts.clear()
 
+    def awaits(self, job: Job) -> bool:
+        """Tell whether a task waits for this job."""
+        return self._awaited.get(job.serial) is job
+
     def at_home(self) -> bool:
         """Tell whether this is the thread of the event loop."""
         return threading.get_ident() == self._home
@@ -121,7 +127,7 @@ class Threads:
     def post(self, callback: Callable[[], object]) -> None:
         """Keep back what another thread hands to the event loop."""
         job = current_job()
-        if job is not None and self._awaited.get(job.serial) is job:
+        if job is not None and job.threads is self:
             job.posts.append(callback)
         else:
             self._foreign.append(callback)

@@ -486,7 +486,9 @@ async def test_simulated(answer, sim):
 def test_simulated_tests_with_fixtures_of_anyio(project: Project) -> None:
     """An event loop that is there, and does not run meanwhile, is left alone and disturbs nothing."""
     project.write("test_alive.py", ALIVE)
-    assert outcomes(project.test("-oasyncio_default_fixture_loop_scope=function", plugins=ALL)) == {"PASSED": ["test_simulated[asyncio]", "test_simulated[trio]"]}
+    assert outcomes(project.test("-oasyncio_default_fixture_loop_scope=function", plugins=ALL)) == {
+        "PASSED": ["test_simulated[asyncio]", "test_simulated[trio]"]
+    }
 
 
 REFUSED = """\
