@@ -340,7 +340,7 @@ class AgentRuntime:
             await self.drain(self.config.grace if grace is None else grace)
         finally:
             # In a task of its own: a `Task.cancel()` by the host comes through every shield, but ends only this task.
-            async with anyio.create_task_group() as group:
+            async with anyio.create_task_group() as group:  # noqa: ASYNC112 - not redundant: see above
                 group.start_soon(self._end_all, *self._closing)
         assert self._report is not None  # `_end_all` has made it  # noqa: S101
         return self._report

@@ -1,13 +1,13 @@
 """Search for a schedule under which a program fails, and make it short."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal, final
 
 import attrs
 
 from agentcore._interop import SYSTEM
 
-from ._failures import NondeterminismError
+from ._failures import NondeterminismError, annotate
 from ._fault_plans import Fault, FaultPlan
 from ._replay import Replay, shortest
 from ._run import SimResult, run_sim
@@ -257,11 +257,3 @@ def _signature(error: BaseException | None) -> object:
     if isinstance(error, BaseExceptionGroup):
         return type(error), tuple(sorted(str(_signature(inner)) for inner in error.exceptions))
     return type(error)
-
-
-def annotate(error: BaseException, notes: Iterable[str]) -> BaseException:
-    """Add notes to an error, once."""
-    for note in notes:
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-    return error

@@ -10,6 +10,8 @@ SimulationFailure(AssertionError)
 └── NondeterminismError  the same schedule gave two different runs
 """
 
+import sys
+from collections.abc import Iterable
 from typing import Any, final
 
 import attrs
@@ -109,3 +111,15 @@ class InvariantError(SimulationFailure):
 @final
 class NondeterminismError(SimulationFailure):
     """The same schedule gave two different runs: something in them does not come from the simulation."""
+
+
+def annotate(error: BaseException, notes: Iterable[str]) -> BaseException:
+    """Add notes to an error, once. One that refuses them is left as it is, and they go to the standard error output."""
+    for note in notes:
+        if note in getattr(error, "__notes__", ()):
+            continue
+        try:
+            error.add_note(note)
+        except Exception:  # noqa: BLE001 - a frozen class: its own error counts, and not that it is frozen
+            sys.stderr.write(f"{note}\n")
+    return error

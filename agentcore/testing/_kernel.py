@@ -24,7 +24,7 @@ IO_GRACE: Final = 0.01
 # A call that gives way this often without ever waiting is no single stop any more.
 GIVES_WAY: Final = 8
 # Steps in which nothing moves the clock, before that is called a livelock.
-STEPS_PER_INSTANT: Final = 10_000
+STEPS_PER_INSTANT: Final = 50_000
 STEPS_PER_INSTANT_AND_TASK: Final = 100
 # Steps that the tasks of a failed simulation have to end in.
 STEPS_TO_END: Final = 2_000
@@ -109,6 +109,7 @@ class Kernel:
     Args:
         strategy: chooses the next task.
         max_steps: how many steps the simulation may take.
+        max_steps_per_instant: how many of them while the clock stands still, apart from some for each task.
         watchdog: how long it may wait for something outside of it, in real seconds.
         wake: wakes up the event loop from another thread.
         abort: ends the simulation after a failure; called with the number of calls before, 0 at first.
@@ -120,6 +121,7 @@ class Kernel:
         strategy: Strategy,
         *,
         max_steps: int,
+        max_steps_per_instant: int = STEPS_PER_INSTANT,
         watchdog: float,
         wake: Callable[[], object],
         abort: Callable[[int], object],
@@ -146,6 +148,7 @@ class Kernel:
         self.stopped: Callable[[SimTask], object] = _nothing
         self.resuming: Callable[[SimTask], object] = _nothing
         self._max_steps = max_steps
+        self._max_per_instant = max_steps_per_instant
         self._watchdog = watchdog
         self._abort = abort
         self._aborts = 0
@@ -256,12 +259,13 @@ class Kernel:
                 if (failure := invariant()) is not None:
                     self.fail(failure)
                     break
-        if self.steps >= self._max_steps or self.steps - self._instant_began >= STEPS_PER_INSTANT:
+        if self.steps >= self._max_steps or self.steps - self._instant_began >= self._max_per_instant:
             self._check_steps()
 
     def _stops(self, task: SimTask) -> bool:
         _user, call = stop_of(task.coroutine)
-        if call is task.call and task.ready and task.gave_way < GIVES_WAY:
+        # None: the task's own code gives way itself, and each time is a stop.
+        if call is not None and call is task.call and task.ready and task.gave_way < GIVES_WAY:
             # The same call of the event loop or of AnyIO gives way once more: no stop of its own. The other event loop
             # does without it, and a schedule has to fit both. The task goes on at once.
             task.gave_way += 1
@@ -283,8 +287,14 @@ class Kernel:
                 LivelockError(f"no end after {self.steps} steps; allow more by max_steps", self.where(), self.now)
             )
         instant = self.steps - self._instant_began
-        if instant >= STEPS_PER_INSTANT + STEPS_PER_INSTANT_AND_TASK * len(self.tasks):
-            self.fail(LivelockError(f"{instant} steps, and the clock stands still", self.where(), self.now))
+        if instant >= self._max_per_instant + STEPS_PER_INSTANT_AND_TASK * len(self.tasks):
+            self.fail(
+                LivelockError(
+                    f"{instant} steps, and the clock stands still; allow more by max_steps_per_instant",
+                    self.where(),
+                    self.now,
+                )
+            )
 
     # ------------------------------------------------------------ failing
 

@@ -158,7 +158,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if lines:
         terminalreporter.section("replays of simulations")
         for nodeid, line in lines.items():
-            terminalreporter.write_line(f"{line} pytest {shlex.quote(nodeid)}")
+            shown = terminalreporter.config.cwd_relative_nodeid(nodeid)
+            terminalreporter.write_line(f"{line} pytest {shlex.quote(shown)}")
 
 
 # ---------------------------------------------------------------- fixtures

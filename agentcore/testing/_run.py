@@ -5,6 +5,7 @@ from typing import Any
 
 import attrs
 
+from ._failures import UnretrievedError, annotate
 from ._kernel import Step
 from ._schedule import FIFO, Recorder, Schedule, Strategy
 from ._simulation import Backend, Simulation, start
@@ -87,7 +88,7 @@ def run_sim(
     except (KeyboardInterrupt, SystemExit):
         simulation._end()
         raise
-    except BaseException as caught:
+    except BaseException as caught:  # noqa: ASYNC103 - told elsewhere
         if not simulation._started:
             simulation._end()
             raise  # nothing has run: it is the call that is wrong
@@ -95,6 +96,8 @@ def run_sim(
     kernel = simulation._kernel
     now, steps = kernel.now, kernel.steps
     failure = simulation._end()
+    if error is not None and isinstance(failure, UnretrievedError):
+        annotate(error, [f"besides: {failure}"])  # a second error is no consequence of the first
     injection = simulation.injection
     return SimResult(
         backend=backend,

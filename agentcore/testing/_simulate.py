@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from agentcore import AgentRuntime
 
-from ._explore import StrategyName, annotate, explore, steps
+from ._explore import StrategyName, explore, steps
+from ._failures import annotate
 from ._fault_plans import FaultPlan
 from ._replay import Replay, forced_replay
 from ._run import run_sim
@@ -77,6 +78,8 @@ def simulate(
         raise TypeError(f"@simulate is for `async def` functions: got {function!r}")
     if not backends:
         raise ValueError("@simulate needs at least one backend: got none")
+    if cancel not in (None, "sweep"):
+        raise ValueError(f"cancel is None or 'sweep': got {cancel!r}")
     parsed = FaultPlan.parse(plan) if isinstance(plan, str) else plan
     search = {"runs": runs, "strategy": strategy, "seed": seed, "budget": budget}
     return _simulated(function, tuple(backends), cancel, parsed, search=search, options=options)

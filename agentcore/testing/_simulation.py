@@ -20,7 +20,7 @@ from ._check import check
 from ._failures import InvariantError, LeakError, SimulationFailure, UnretrievedError, Waiting
 from ._fault_plans import FaultPlan
 from ._faults import Injection, default_scope, inject
-from ._kernel import Abandoned, Kernel, Loop, Step
+from ._kernel import STEPS_PER_INSTANT, Abandoned, Kernel, Loop, Step
 from ._loops import AsyncioLoop, TrioLoop
 from ._schedule import FIFO, Schedule, Strategy
 
@@ -71,6 +71,7 @@ class Simulation:
             in the event loop, which is faster and knows no `from_thread`.
         seed: of the random source that agentcore draws from.
         max_steps: how many steps the simulation may take before it counts as a livelock.
+        max_steps_per_instant: the same for steps while the clock stands still; a hundred more for each task.
         watchdog: real seconds that it may wait for a thread or an input before that counts as a stall.
         trace: whether to keep every step.
         debug: whether asyncio runs in its debug mode.
@@ -91,6 +92,7 @@ class Simulation:
         threads: Literal["hold", "inline"] = "hold",
         seed: int = 0,
         max_steps: int = MAX_STEPS,
+        max_steps_per_instant: int = STEPS_PER_INSTANT,
         watchdog: float = WATCHDOG,
         trace: bool = False,
         debug: bool = False,
@@ -104,6 +106,7 @@ class Simulation:
         self._targets = targets
         self._strategy = start(schedule)
         self._max_steps, self._watchdog, self._trace = max_steps, watchdog, trace
+        self._max_per_instant = max_steps_per_instant
         self._loop: Loop = (
             AsyncioLoop(self._make_kernel, debug=debug) if backend == "asyncio" else TrioLoop(self._make_kernel)
         )
@@ -123,6 +126,7 @@ class Simulation:
         return Kernel(
             self._strategy,
             max_steps=self._max_steps,
+            max_steps_per_instant=self._max_per_instant,
             watchdog=self._watchdog,
             wake=wake,
             abort=self._abort,
@@ -208,7 +212,7 @@ class Simulation:
             BaseException: as `run` does.
         """
 
-        async def call() -> T:
+        async def call() -> T:  # noqa: ASYNC124 - it has to run in the loop
             return function(*args)
 
         return self.run(call)
@@ -317,12 +321,14 @@ class Simulation:
                             await self._serve_all()
                         if self._begun and self._command is not None:
                             self._answer()  # a block has been cancelled, and its end is all that comes of that
-                    except BaseException as error:
+                    except BaseException as error:  # noqa: ASYNC103 - told elsewhere
                         if self._root.cancel_called:
                             raise
                         # Something in a block has failed: all blocks are left by now.
                         self._answer(error=error)
-            self._left = tuple(task.where() for task in self._kernel.tasks.values() if task.serial)
+            left = (task for task in self._kernel.tasks.values() if task.serial)
+            # AnyIO's own, for as long as the event loop lives.
+            self._left = tuple(task.where() for task in left if "process_pool" not in task.name.replace(" ", "_"))
 
     async def _serve_all(self) -> None:
         while not self._closing:
@@ -342,7 +348,7 @@ class Simulation:
                     value = await function(*args)
             else:
                 value = await function(*args)
-        except BaseException as caught:
+        except BaseException as caught:  # noqa: ASYNC103 - told elsewhere
             if split_cancellation(caught)[0]:
                 raise
             error = caught
@@ -427,7 +433,9 @@ class Simulation:
                 if predicate():
                     return None
                 text = "does not hold"
-            except Exception as error:  # noqa: BLE001 - raised here it would be the event loop's
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised here it would be the event loop's
                 text = f"cannot be looked at, {error!r},"
             assert kernel.current is not None
             text = f"{text} after step {kernel.steps}, of task {kernel.current.serial}: {name}"
@@ -448,8 +456,16 @@ class Simulation:
         """
         held = anyio.Event()
 
+        problem: list[BaseException] = []
+
         def look() -> None:
-            if not held.is_set() and predicate():
+            try:
+                if not held.is_set() and predicate():
+                    held.set()
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised where it is waited for, and not in the event loop
+                problem.append(error)
                 held.set()
 
         def check_it() -> SimulationFailure | None:
@@ -463,6 +479,8 @@ class Simulation:
                 await held.wait()
         finally:
             self._kernel.invariants.remove(check_it)
+        if problem:
+            raise problem[0]
         if not held.is_set():
             name = what or getattr(predicate, "__qualname__", repr(predicate))
             raise InvariantError(f"did not come about within {within:g} s: {name}", self._kernel.where(), self.now)

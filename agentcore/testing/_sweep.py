@@ -13,8 +13,7 @@ from typing import Any, Final, final
 import anyio
 import attrs
 
-from ._explore import annotate
-from ._failures import InvariantError, LeakError
+from ._failures import InvariantError, LeakError, annotate
 from ._fault_plans import FaultPlan
 from ._kernel import SimTask
 from ._replay import MODES, CancelPoint, Mode, Replay, forced_replay, shortest
@@ -164,11 +163,13 @@ def cancel_everywhere(
     for mode in modes:
         if mode not in MODES:
             raise ValueError(f"a mode of a sweep is one of {', '.join(MODES)}: got {mode!r}")
+    if not modes or not backends or not schedules:
+        raise ValueError(f"a sweep needs a mode, a backend and a schedule: got {modes!r}, {backends!r}, {schedules!r}")
     plan = FaultPlan.parse(plan) if isinstance(plan, str) else plan or FaultPlan()
     sweep = _Sweep(scenario, build, check, _Rules(allow, within, strict), options)
     replay = replay or forced_replay()
     if replay is not None:
-        sweep.run_all(replay, [replay.cancel])
+        sweep.replay(replay)
         return sweep.report()
     for backend in backends:
         for schedule in schedules:
@@ -224,6 +225,12 @@ class _Sweep:
             points += [CancelPoint(mode, index) for index in range(count)]
         self.run_all(plain, points)
 
+    def replay(self, replay: Replay) -> None:
+        point = replay.cancel
+        if point is not None and point.mode == "native" and replay.backend == "trio":
+            raise ValueError(f"mode native is for asyncio, which has Task.cancel(): got {replay}")
+        self.run_all(replay, [point])
+
     def run_all(self, plain: Replay, points: Sequence[CancelPoint | None]) -> None:
         failures: list[tuple[CancelPoint | None, BaseException, str]] = []
         for point in points:
@@ -277,7 +284,7 @@ class _Sweep:
                     await self._scenario(*arguments)
                 finally:
                     probe.watch(None)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - told elsewhere
             if not self._expected(error, point):
                 raise
         self._judge(probe, scope)

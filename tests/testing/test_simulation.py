@@ -327,7 +327,7 @@ def test_tasks_that_give_way_for_ever_are_a_livelock(backend: Any) -> None:
             group.start_soon(spin)
             await anyio.sleep(1)
 
-    with pytest.raises(LivelockError, match=r"\d+ steps, and the clock stands still \(at 2 s\)") as caught:
+    with pytest.raises(LivelockError, match=r"\d+ steps, and the clock stands still; .* \(at 2 s\)") as caught:
         run_sim(main, backend=backend).unwrap()
     assert f"spin:{spin.__code__.co_firstlineno + 2}" in str(caught.value)
 

@@ -76,8 +76,11 @@ def _waits_for_children(task: SimTask, handle: asyncio.Handle) -> bool:
         return False
     from anyio._backends._asyncio import TaskGroup  # noqa: PLC0415 - only where asyncio runs
 
-    node = runs(task.call, TaskGroup.__aexit__.__code__)
-    return node is not None and bool(node.cr_frame.f_locals["self"]._tasks)
+    for end in (TaskGroup.__aexit__, getattr(asyncio.TaskGroup, "_aexit", asyncio.TaskGroup.__aexit__)):
+        node = runs(task.call, end.__code__)
+        if node is not None:
+            return bool(node.cr_frame.f_locals["self"]._tasks)
+    return False
 
 
 class _AsyncioLoop(asyncio.SelectorEventLoop):
@@ -275,7 +278,7 @@ class AsyncioLoop:
             self.kernel.holds += 1  # the executor is shut down by a thread that nobody knows of
             if getattr(loop, "_default_executor", None) is not None:
                 loop.run_until_complete(loop.shutdown_default_executor())
-        except Abandoned:
+        except (Abandoned, asyncio.CancelledError):  # noqa: ASYNC103 - told elsewhere
             # What cannot be cancelled is closed: its `finally` runs as far as it does not wait.
             for task in asyncio.all_tasks(loop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -310,7 +313,7 @@ class AsyncioLoop:
             task.native.uncancel()
 
 
-async def _stop_workers() -> None:
+async def _stop_workers() -> None:  # noqa: ASYNC124 - it has to run in the loop
     """End AnyIO's idle threads: they end with a root task, which the loop is stopped too early for, or which never ends."""
     from anyio._backends._asyncio import _threadpool_workers  # noqa: PLC0415 - only where asyncio runs
 

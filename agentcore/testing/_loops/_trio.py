@@ -159,7 +159,12 @@ class TrioLoop:
         if self._stopped or self.kernel.any_ready or runner.runq or runner.entry_queue.size():
             return 0.0
         if runner.waiting_for_idle:
-            return 1.0  # trio wakes them up by itself, without waiting
+            # As trio does once nothing has happened for as long as they ask for; here, nothing can happen meanwhile.
+            cushion = runner.waiting_for_idle.keys()[0][0]
+            while runner.waiting_for_idle and runner.waiting_for_idle.keys()[0][0] == cushion:
+                _key, task = runner.waiting_for_idle.popitem(0)
+                runner.reschedule(task)
+            return 0.0
         io = runner.io_manager.statistics()
         inputs = io.tasks_waiting_read + io.tasks_waiting_write > 1  # one is trio's own, for calls from threads
         # Not the deadline as given: the end of the step may have changed it.
