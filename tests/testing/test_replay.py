@@ -16,7 +16,7 @@ from agentcore import AgentError
 from agentcore.testing import FIFO, RUN_TO_BLOCK, CancelPoint, Fault, FaultPlan, InjectedFault, Replay, Schedule, Switch
 from agentcore.testing._replay import LIMIT, MODES, VARIABLE, forced_replay, shortest
 
-MANY = settings(max_examples=300, deadline=None, database=None, derandomize=True)
+MANY = settings(max_examples=100, deadline=None, database=None, derandomize=True)
 
 numbers = st.integers(0, 10**6)
 switches = st.builds(Switch, numbers, numbers, st.integers(0, 3), numbers)
