@@ -157,10 +157,10 @@ class Threads:
 class _Gate:
     """Stands around a limiter of threads, and notes from when to when a task waits for its thread."""
 
-    def __init__(self, limiter: Any, threads: Threads) -> None:
+    def __init__(self, limiter: Any, threads: Threads, borrower: object) -> None:
         self._limiter = limiter
         self._threads = threads
-        self._token = object()
+        self._token = borrower
         self.job: Job | None = None
         self._ended = self._left = False
 
@@ -206,12 +206,13 @@ class _Gate:
         self._end()
 
 
-def gated(original: Any, current: Callable[[], Any]) -> Any:
+def gated(original: Any, current: Callable[[], Any], borrower: Callable[[Any], object]) -> Any:
     """Return AnyIO's hand-off to a thread, which tells the current simulation when a task waits for it.
 
     Args:
         original: the method of a backend that is replaced.
         current: gives the kernel of the simulation that runs here, None outside of one.
+        borrower: gives in whose name the permit of a thread is taken.
     """
 
     async def run_sync_in_worker_thread(
@@ -224,7 +225,7 @@ def gated(original: Any, current: Callable[[], Any]) -> Any:
             await checkpoint()
             async with limiter or cls.current_default_thread_limiter():
                 return func(*args)
-        gate = _Gate(limiter or cls.current_default_thread_limiter(), kernel.threads)
+        gate = _Gate(limiter or cls.current_default_thread_limiter(), kernel.threads, borrower(kernel))
         await gate.wait()
         try:
             return await original(cls, gate.wrap(func), args, abandon_on_cancel, gate)

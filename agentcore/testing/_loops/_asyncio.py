@@ -350,6 +350,11 @@ def _install_asyncio() -> None:
             await idle.wait()
 
         backend.wait_all_tasks_blocked = classmethod(wait_all_tasks_blocked)
-        backend.run_sync_in_worker_thread = gated(backend.run_sync_in_worker_thread.__func__, current_kernel)
+        backend.run_sync_in_worker_thread = gated(
+            backend.run_sync_in_worker_thread.__func__,
+            current_kernel,
+            # The task, as AnyIO does: versions of it give back in the name of the task what a cancelled call has taken.
+            lambda kernel: kernel.current.native,
+        )
         backend.run_async_from_thread = asking(backend.run_async_from_thread.__func__)
         backend._agentcore = True

@@ -316,6 +316,8 @@ def _install_trio() -> None:
             return
         run: Any = trio._core._run
         _INFRASTRUCTURE.update({run.Runner.init.__code__, run.EntryQueue.task.__code__})
-        backend.run_sync_in_worker_thread = gated(backend.run_sync_in_worker_thread.__func__, current_kernel)
+        backend.run_sync_in_worker_thread = gated(
+            backend.run_sync_in_worker_thread.__func__, current_kernel, lambda _kernel: object()
+        )
         backend.run_async_from_thread = asking(backend.run_async_from_thread.__func__)
         backend._agentcore = True
