@@ -220,7 +220,8 @@ def use(session: nox.Session, built: Path, folder: Path) -> None:
     with session.chdir(folder):
         for requirement, backend in ((built, "asyncio"), (f"{built}[cli,trio]", "trio")):
             session.run(python, "-m", "pip", "install", "-q", requirement, external=True)
-            session.run(python, "-c", "import agentcore", external=True)
+            # The testing kit too: without pytest, Hypothesis and, at first, trio.
+            session.run(python, "-c", "import agentcore; from agentcore.testing import run_sim", external=True)
             job = ["run", f"{ROOT / 'examples/triage.py'}:workflow", "--input", ROOT / "examples"]
             session.run(command, *job, "--backend", backend, external=True, silent=True)
         session.run(python, "-m", "pip", "check", external=True)

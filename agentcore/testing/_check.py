@@ -1,7 +1,7 @@
 """The start-up self-test: does the simulator know the asyncio, the trio and the AnyIO that it finds?
 
 It runs once for each backend, before the first simulation, and takes a few milliseconds. First every private attribute
-that `_loops.py` touches is looked for, then small programs are run whose outcome is known.
+that `_loops/` touches is looked for, then small programs are run whose outcome is known.
 
 Every private attribute of other libraries that the simulator touches, all of them in `_loops/`:
 

@@ -70,7 +70,7 @@ class Found:
         if self.result.fired:
             lines.append(f"faults: {', '.join(self.result.fired)}")
         if self.result.trace:
-            lines += steps(self.result, STEPS_SHOWN)
+            lines += last_steps(self.result, STEPS_SHOWN)
         return [*lines, f"replay: {self.replay.assignment}"]
 
 
@@ -235,7 +235,7 @@ class _Search:
         )
 
 
-def steps(result: SimResult, most: int) -> list[str]:
+def last_steps(result: SimResult, most: int) -> list[str]:
     """Return the last steps of a run, line by line, and what their tasks are called."""
     last = result.trace[-most:]
     what = "the steps" if len(last) == len(result.trace) else f"the last {len(last)} of {len(result.trace)} steps"

@@ -16,18 +16,6 @@ from typing import Any, final
 
 import attrs
 
-__all__ = [
-    "DeadlockError",
-    "InvariantError",
-    "LeakError",
-    "LivelockError",
-    "NondeterminismError",
-    "SimulationFailure",
-    "StallError",
-    "UnretrievedError",
-    "Waiting",
-]
-
 
 @attrs.frozen
 class Waiting:
@@ -111,6 +99,12 @@ class InvariantError(SimulationFailure):
 @final
 class NondeterminismError(SimulationFailure):
     """The same schedule gave two different runs: something in them does not come from the simulation."""
+
+
+def tasks_left(left: tuple[Waiting, ...], when: str, now: float) -> LeakError:
+    """Return the error that tells of tasks which are left at some moment."""
+    what = "task is" if len(left) == 1 else "tasks are"
+    return LeakError(f"{len(left)} {what} left when {when}", left, now)
 
 
 def annotate(error: BaseException, notes: Iterable[str]) -> BaseException:

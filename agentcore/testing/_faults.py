@@ -67,7 +67,7 @@ _active: Final[ContextVar[tuple["Injection", ...]]] = ContextVar("agentcore_inje
 
 # Guards what follows and every replacement. Entered again by the same thread if looking an attribute up runs user code.
 _lock: Final = threading.RLock()
-Resolver: TypeAlias = "Callable[[str], Target | Sequence[Target]]"
+Resolver: TypeAlias = Callable[[str], Target | list[Target]]
 _kinds: Final[dict[str, Resolver]] = {}
 
 
@@ -442,7 +442,7 @@ def _check_plan(injection: Injection) -> None:
 
 
 def _resolve(plan: FaultPlan, targets: Targets) -> dict[str, list[Target]]:
-    found = {name: [_as_target(name, target)] for name, target in targets.items()}
+    found = {name: _places(name, target) for name, target in targets.items()}
     for name in dict.fromkeys(fault.target for fault in plan):
         if name in found:
             continue
@@ -454,9 +454,29 @@ def _resolve(plan: FaultPlan, targets: Targets) -> dict[str, list[Target]]:
                 + (f"did you mean {near[0]!r}? " if near else "")
                 + f"given are {', '.join(map(repr, found)) or 'none'}, kinds are {', '.join(known_kinds()) or 'none'}"
             )
-        places = _kinds[kind](rest)
-        found[name] = [_as_target(name, place) for place in (places if isinstance(places, Sequence) else [places])]
+        found[name] = _places(name, _kinds[kind](rest))
     return found
+
+
+def _places(name: str, given: Target | tuple[object, str] | list[Target]) -> list[Target]:
+    return [_as_target(name, place) for place in (given if isinstance(given, list) else [given])]
+
+
+def can_wait(name: str, target: Target | tuple[object, str] | None) -> bool:
+    """Tell whether all calls of a target are asynchronous; yes if that cannot be known yet.
+
+    Args:
+        name: the name of the target.
+        target: what it stands for; None for a name of a kind, which may not be registered, or not be there before the test.
+    """
+    places: Any = target
+    if target is None:
+        kind, _, rest = name.partition(":")
+        try:
+            places = _kinds[kind](rest)
+        except LookupError:
+            return True
+    return all(_locate(name, place)[0].is_async for place in _places(name, places))
 
 
 def _as_target(name: str, value: Target | tuple[object, str]) -> Target:

@@ -44,11 +44,10 @@ class SimTask:
         coroutine: what it runs.
         payload: what the event loop needs to run its next step.
         ready: whether it can run.
-        tick: the step after which it became ready.
         stops: how often it has stopped.
     """
 
-    __slots__ = ("_name", "call", "coroutine", "gave_way", "native", "payload", "ready", "serial", "stops", "tick")
+    __slots__ = ("_name", "call", "coroutine", "gave_way", "native", "payload", "ready", "serial", "stops")
 
     def __init__(self, serial: int, native: Any, coroutine: Any, name: Callable[[], str]) -> None:
         self.serial = serial
@@ -57,7 +56,6 @@ class SimTask:
         self._name = name
         self.payload: Any = None
         self.ready = False
-        self.tick = 0
         self.stops = 0
         self.call: Any = None
         self.gave_way = 0
@@ -175,7 +173,6 @@ class Kernel:
         """Note that a task is ready."""
         task.payload = payload
         task.ready = True
-        task.tick = self.steps
         self._ready.append(task)
         self._unsorted += 1
 
@@ -302,7 +299,7 @@ class Kernel:
         """Note what was found, and end the simulation: everything in it is cancelled."""
         if self.failure is None:
             self.failure = failure
-            self._max_steps = self.steps + STEPS_TO_END + STEPS_TO_END_AND_TASK * len(self.tasks)
+            self._allow_an_end()
             self.tracing = False  # what follows is a consequence
         self._end()
 
@@ -312,9 +309,12 @@ class Kernel:
         self.invariants.clear()
         self.tracing = False
         self.stopped = self.resuming = _nothing
-        self._max_steps = self.steps + STEPS_TO_END + STEPS_TO_END_AND_TASK * len(self.tasks)
+        self._allow_an_end()
         self._aborts = 0
         self.forcing = False
+
+    def _allow_an_end(self) -> None:
+        self._max_steps = self.steps + STEPS_TO_END + STEPS_TO_END_AND_TASK * len(self.tasks)
 
     def _end(self) -> None:
         self._aborts += 1
@@ -328,7 +328,7 @@ class Kernel:
         if self.forcing:
             raise Abandoned
         self.forcing = True
-        self._max_steps = self.steps + STEPS_TO_END + STEPS_TO_END_AND_TASK * len(self.tasks)
+        self._allow_an_end()
 
     # ------------------------------------------------------------ nothing can run
 

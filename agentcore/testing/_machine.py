@@ -148,7 +148,3 @@ class SimMachine(stateful.RuleBasedStateMachine):
         # What is found in a simulation that has failed already follows from that, and must not take its place.
         if problem is not None and not failed:
             raise problem
-
-
-# As the facade does with what it loads by itself.
-SimMachine.__module__ = "agentcore.testing"

@@ -12,8 +12,6 @@ import attrs
 from ._fault_plans import FaultPlan
 from ._schedule import Schedule
 
-__all__ = ["LIMIT", "VARIABLE", "CancelPoint", "Mode", "Replay", "forced_replay", "shortest"]
-
 # What the line is given by, and how long it may be: it is copied from a log into a shell.
 VARIABLE: Final = "AGENTCORE_SIM"
 LIMIT: Final = 200

@@ -8,7 +8,7 @@ import attrs
 from ._failures import UnretrievedError, annotate
 from ._kernel import Step
 from ._schedule import FIFO, Recorder, Schedule, Strategy
-from ._simulation import Backend, Simulation, start
+from ._simulation import Backend, Simulation, strategy_of
 
 # pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
 __tracebackhide__ = True
@@ -77,7 +77,7 @@ def run_sim(
         What became of it. Errors and findings are in the result; only KeyboardInterrupt and SystemExit are raised.
     """
     schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
-    strategy = start(schedule)
+    strategy = strategy_of(schedule)
     recorder = Recorder(strategy) if record or not isinstance(schedule, Schedule) else None
     simulation = Simulation(backend, schedule=recorder or strategy, **options)
     value, error = None, None

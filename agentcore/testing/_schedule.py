@@ -19,8 +19,6 @@ import attrs
 
 from ._failures import NondeterminismError
 
-__all__ = ["FIFO", "RUN_TO_BLOCK", "STRATEGIES", "DepthFirst", "Schedule", "Strategy", "Switch", "portfolio"]
-
 
 class Ready(Protocol):
     """What a strategy may know of a task that is ready."""

@@ -2,12 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from agentcore import AgentRuntime
 
-from ._explore import StrategyName, explore, steps
+from ._explore import AsyncFunction, StrategyName, explore, last_steps
 from ._failures import annotate
 from ._fault_plans import FaultPlan
 from ._replay import Replay, forced_replay
@@ -17,8 +17,6 @@ from ._sweep import cancel_everywhere
 
 # pytest leaves the frames of this file out of the traceback: the reader's own test comes first.
 __tracebackhide__ = True
-
-AsyncFunction = Callable[..., Awaitable[Any]]
 
 # Parameters that each run fills in by itself; everything else comes from pytest.
 OWN = ("sim", "agent_runtime")
@@ -135,4 +133,4 @@ def replay_one(function: AsyncFunction, replay: Replay, options: dict[str, Any])
     given = {**options, "trace": True}
     result = run_sim(function, backend=replay.backend, schedule=replay.schedule, plan=replay.plan, **given)  # type: ignore[arg-type]
     if result.error is not None:
-        raise annotate(result.error, [*steps(result, 50), f"replayed: {replay.assignment}"])
+        raise annotate(result.error, [*last_steps(result, 50), f"replayed: {replay.assignment}"])

@@ -17,7 +17,7 @@ import anyio.lowlevel
 from agentcore._interop import Sources, split_cancellation, use_sources
 
 from ._check import check
-from ._failures import InvariantError, LeakError, SimulationFailure, UnretrievedError, Waiting
+from ._failures import InvariantError, SimulationFailure, UnretrievedError, Waiting, tasks_left
 from ._fault_plans import FaultPlan
 from ._faults import Injection, default_scope, inject
 from ._kernel import STEPS_PER_INSTANT, Abandoned, Kernel, Loop, Step
@@ -104,7 +104,7 @@ class Simulation:
         self.injection: Injection | None = None
         self._plan = FaultPlan.parse(plan) if isinstance(plan, str) else plan
         self._targets = targets
-        self._strategy = start(schedule)
+        self._strategy = strategy_of(schedule)
         self._max_steps, self._watchdog, self._trace = max_steps, watchdog, trace
         self._max_per_instant = max_steps_per_instant
         self._loop: Loop = (
@@ -278,8 +278,7 @@ class Simulation:
         if failure is not None:
             return failure
         if left:
-            what = "task is" if len(left) == 1 else "tasks are"
-            return LeakError(f"{len(left)} {what} left when the simulation ends", left, self.now)
+            return tasks_left(left, "the simulation ends", self.now)
         if self._loop.unretrieved:
             return UnretrievedError("; ".join(self._loop.unretrieved), (), self.now)
         return None
@@ -506,7 +505,7 @@ def _check_options(backend: object, threads: object, max_steps: int, watchdog: f
         raise ValueError(f"the watchdog is a positive number of seconds: got {watchdog!r}")
 
 
-def start(schedule: "Schedule | Strategy | str") -> Strategy:
+def strategy_of(schedule: "Schedule | Strategy | str") -> Strategy:
     """Return the strategy of a schedule, or of its text."""
     if isinstance(schedule, str):
         schedule = Schedule.parse(schedule)

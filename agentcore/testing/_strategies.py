@@ -21,7 +21,7 @@ import attrs
 from agentcore import AgentCapability, AgentConfig, BaseTask, TaskPriority
 
 from ._fault_plans import Action, Fault, FaultPlan, InjectedFault
-from ._faults import Target, Targets, _as_target, _kinds, _locate
+from ._faults import Target, Targets, can_wait
 from ._schedule import Schedule, portfolio
 
 try:
@@ -112,25 +112,12 @@ def _kinds_of_faults(
     name: str, place: Target | tuple[object, str] | None, arguments: Mapping[Action, Sequence[Any]]
 ) -> list[list[Fault]]:
     """Return the faults of a target, one list for each action that fits it, one fault for each argument."""
-    fitting = [action for action in arguments if action not in _WAITING or _can_wait(name, place)]
+    fitting = [action for action in arguments if action not in _WAITING or can_wait(name, place)]
     return [
         [Fault(name, action=action, argument=argument) for argument in arguments[action]]
         for action in fitting
         if arguments[action]
     ]
-
-
-def _can_wait(name: str, place: Target | tuple[object, str] | None) -> bool:
-    """Tell whether the calls of a target are asynchronous; yes if that cannot be known yet."""
-    found: Any = place
-    if place is None:
-        kind, _, rest = name.partition(":")
-        try:
-            found = _kinds[kind](rest)
-        except LookupError:  # of no kind that is registered, or not there before the test runs
-            return True
-    places = found if isinstance(found, list) else [found]
-    return all(_locate(name, _as_target(name, place))[0].is_async for place in places)
 
 
 def _fault(kind: list[Fault], number: int, call: int, onwards: bool) -> Fault:
@@ -248,9 +235,3 @@ def _annotation(cls: type, field: str) -> Any:
         raise TypeError(
             f"annotation of {cls.__name__}.{field} must be known at run time: got {error}; give a strategy by its name"
         ) from error
-
-
-# As the facade does with what it loads by itself.
-for _exported in (agent_configs, fault_plans, schedules, tasks):
-    _exported.__module__ = "agentcore.testing"
-del _exported

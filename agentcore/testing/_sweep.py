@@ -13,7 +13,7 @@ from typing import Any, Final, final
 import anyio
 import attrs
 
-from ._failures import InvariantError, LeakError, annotate
+from ._failures import InvariantError, annotate, tasks_left
 from ._fault_plans import FaultPlan
 from ._kernel import SimTask
 from ._replay import MODES, CancelPoint, Mode, Replay, forced_replay, shortest
@@ -323,8 +323,7 @@ class _Sweep:
         simulation = current_simulation()
         left = tuple(task.where() for task in simulation._kernel.tasks.values() if task.native not in before)
         if left and self._build is None:
-            what = "task is" if len(left) == 1 else "tasks are"
-            raise LeakError(f"{len(left)} {what} left when the scenario has ended", left, simulation.now)
+            raise tasks_left(left, "the scenario has ended", simulation.now)
 
 
 def _by_place(failures: Sequence[tuple[CancelPoint | None, BaseException, str]], points: int) -> list[str]:

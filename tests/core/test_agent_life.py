@@ -74,6 +74,18 @@ def terminating(agent: MockAgent) -> Step:
 # Waiting for an initialisation.
 
 
+async def _terminated_in_the_middle(agent: MockAgent, begin: anyio.Event) -> list[Any]:
+    """Execute an agent, terminate it while it waits for `begin`, and return what became of the execution."""
+    outcomes: list[Any] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(noting, outcomes, agent.execute, AgentContext())
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(agent.terminate)
+        await anyio.wait_all_tasks_blocked()
+        begin.set()
+    return outcomes
+
+
 @simulate(runs=20)
 async def test_wait_for_an_initialization_has_the_agents_timeout() -> None:
     """Who waits for the initialisation that another execution runs waits no longer than the agent's timeout."""
@@ -414,13 +426,7 @@ async def test_execution_that_terminates_its_own_agent_while_others_do() -> None
         return OK
 
     agent.on_process = process
-    outcomes: list[Any] = []
-    async with anyio.create_task_group() as group:
-        group.start_soon(noting, outcomes, agent.execute, AgentContext())
-        await anyio.wait_all_tasks_blocked()
-        group.start_soon(agent.terminate)
-        await anyio.wait_all_tasks_blocked()
-        begin.set()
+    outcomes = await _terminated_in_the_middle(agent, begin)
     assert ([OK], True) == (outcomes, agent.is_terminated)
 
 
@@ -435,13 +441,7 @@ async def test_handle_error_does_not_begin_once_the_agent_is_terminating() -> No
         raise ValueError("in the middle")
 
     agent.on_process = process
-    outcomes: list[Any] = []
-    async with anyio.create_task_group() as group:
-        group.start_soon(noting, outcomes, agent.execute, AgentContext())
-        await anyio.wait_all_tasks_blocked()
-        group.start_soon(agent.terminate)
-        await anyio.wait_all_tasks_blocked()
-        begin.set()
+    outcomes = await _terminated_in_the_middle(agent, begin)
     assert [AgentTerminatedError] == [type(outcome) for outcome in outcomes]
     assert "in the middle" == str(outcomes[0].__cause__)
     assert ["initialize", "process", "terminate"] == agent.calls

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -293,3 +296,26 @@ def test_a_process_with_an_unknown_trio_simulates_on_asyncio() -> None:
         ["trio._core._run has no _r", "8 8"],
         "",
     )
+
+
+def test_every_private_attribute_that_is_touched_is_listed() -> None:
+    """What the loops touch of asyncio, trio and AnyIO stands in the self-test."""
+    folder = Path(module.__file__).parent
+    own = {
+        name
+        for path in folder.rglob("*.py")
+        for name in re.findall(
+            r"(?:self\.|def |class |^|\s)(_[a-z]\w*)\b(?= =|:|\(|,)", path.read_text(encoding="utf-8")
+        )
+    }
+    touched = {
+        node.attr
+        for path in (folder / "_loops").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and re.match(r"_[a-zA-Z]", node.attr)
+    }
+    listed = Path(module.__file__).read_text(encoding="utf-8")
+    assert 10 < len(touched - own)
+    # `_agentcore` is a mark of our own, on AnyIO's classes.
+    foreign = touched - own - {"_agentcore"}
+    assert [name for name in sorted(foreign) if not re.search(rf"\b{name}\b", listed)] == []

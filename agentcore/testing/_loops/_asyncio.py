@@ -55,9 +55,6 @@ class _Inbox:
         else:
             self.plain.append(handle)
 
-    def __len__(self) -> int:
-        return len(self.plain) + self._kernel.any_ready
-
     def clear(self) -> None:
         self.plain.clear()
         self.again.clear()
@@ -101,7 +98,8 @@ class _AsyncioLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self.inbox = self._ready = _Inbox(kernel)
         self._spins = self._callbacks = 0
-        self.ended: list[asyncio.Task[Any]] = []
+        # Tasks whose exception nobody had looked at when they ended.
+        self.failed: list[asyncio.Task[Any]] = []
 
     def time(self) -> float:
         return self.kernel.now
@@ -127,8 +125,9 @@ class _AsyncioLoop(asyncio.SelectorEventLoop):
             step, task.payload = task.payload, None
             step._run()
             del step
-            if done := task.native.done():
-                self.ended.append(task.native)
+            done = task.native.done()
+            if done and task.native._log_traceback:
+                self.failed.append(task.native)
             kernel.ended(done=done)
             self._spins = self._callbacks = 0
             self._call_again()
@@ -290,8 +289,8 @@ class AsyncioLoop:
 
     def _look_at_errors(self) -> None:
         """Note what tasks have raised and nobody has looked at, without waiting for them to be collected."""
-        for task in self._loop.ended:
-            if not task.cancelled() and task._log_traceback:
+        for task in self._loop.failed:
+            if task._log_traceback:
                 self.unretrieved.append(
                     f"exception of task {task.get_name()!r} was never retrieved: {task.exception()!r}"
                 )

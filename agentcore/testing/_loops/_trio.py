@@ -57,7 +57,7 @@ class TrioLoop:
             reset_current_async_library(token)
 
     def start(self, main: Main) -> None:
-        hook_trio(1)
+        _hook_trio(1)
         try:
             trio.lowlevel.start_guest_run(
                 main,
@@ -69,12 +69,12 @@ class TrioLoop:
                 instruments=[_make_instrument(self)],
             )
         except BaseException:
-            hook_trio(-1)
+            _hook_trio(-1)
             raise
 
     def _finished(self, outcome: Any) -> None:
         self._outcome = outcome
-        hook_trio(-1)
+        _hook_trio(-1)
 
     def _wake(self) -> None:
         try:
@@ -282,7 +282,7 @@ class _Order:
         return getattr(self._original, name)
 
 
-def hook_trio(change: int) -> None:
+def _hook_trio(change: int) -> None:
     """Take over the order of trio's tasks while at least one simulation runs, and give it back afterwards."""
     global _hooks, _was  # noqa: PLW0603 - trio's own switch is global too
     module: Any = trio._core._run
