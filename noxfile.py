@@ -237,6 +237,13 @@ def planted(session: nox.Session) -> None:
 @nox.session(python=BASE, default=False)
 def bench(session: nox.Session) -> None:
     """Measure against what the project promises; not in the default run, for it takes its time."""
-    install(session, "test", "bench")
-    for name in ("core", "simulation", "mutants"):
+    install(session, "test", "bench", "peers")
+    for name in ("core", "breaker", "simulation", "mutants"):
         session.run("python", f"benchmarks/{name}.py", *session.posargs)
+
+
+@nox.session(python=BASE, default=False)
+def compare(session: nox.Session) -> None:
+    """Play what goes wrong around circuit breakers with ours and with others, in an environment that has them."""
+    session.install("-e", ".[trio]", *group("peers"))
+    session.run("python", "benchmarks/breaker_behaviour.py", *session.posargs)

@@ -2,9 +2,20 @@
 
 from agentcore._agent_records import AgentCapability, AgentConfig, AgentContext, AgentMetrics, AgentResult
 from agentcore._agents import BaseAgent
+from agentcore._breaker import CircuitBreaker
+from agentcore._breaker_records import CircuitBreakerMetrics
+from agentcore._breakers import (
+    KeyedCircuitBreaker,
+    clear_circuit_breakers,
+    get_circuit_breaker,
+    with_circuit_breaker,
+)
 from agentcore._entry import run
 from agentcore._events import Event
 from agentcore._handle import TaskHandle
+from agentcore._layer import GuardLayer, Layer
+from agentcore._limits import Bulkhead, BulkheadStatistics, RateLimit, RateLimitStatistics
+from agentcore._pipeline import Fallback, Pipeline, Timeout
 from agentcore._registry import (
     ClassRegistry,
     FunctionRegistry,
@@ -15,7 +26,11 @@ from agentcore._registry import (
     get_function_registry,
     get_registry,
 )
+from agentcore._retry import Retry, RetryBudget, RetryNotice
 from agentcore._rules.agent_states import AgentState
+from agentcore._rules.backoff import Backoff
+from agentcore._rules.circuit import CircuitMode, CircuitState
+from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._runtime import AgentRuntime, RuntimeConfig, RuntimeStatistics, ShutdownReport
 from agentcore._scheduler import TaskStatistics
@@ -30,9 +45,15 @@ from agentcore.errors import (
     AgentResultError,
     AgentTerminatedError,
     AgentTimeoutError,
+    BulkheadFullError,
+    CallTimeoutError,
     CircuitBreakerError,
+    CircuitOpenError,
+    CircuitTimeoutError,
     ConfigurationError,
     CoreError,
+    PipelineError,
+    RateLimitError,
     RegistryError,
     RuntimeClosedError,
     Severity,
@@ -71,6 +92,30 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "TaskPriority",
     "TaskResult",
     "TaskState",
+    # circuit breakers
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitBreakerMetrics",
+    "CircuitMode",
+    "CircuitState",
+    "KeyedCircuitBreaker",
+    "clear_circuit_breakers",
+    "get_circuit_breaker",
+    "with_circuit_breaker",
+    # layers around a call
+    "Backoff",
+    "Bulkhead",
+    "BulkheadStatistics",
+    "Fallback",
+    "GuardLayer",
+    "Layer",
+    "Pipeline",
+    "RateLimit",
+    "RateLimitStatistics",
+    "Retry",
+    "RetryBudget",
+    "RetryNotice",
+    "Timeout",
     # registries
     "ClassRegistry",
     "FunctionRegistry",
@@ -91,9 +136,15 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "AgentResultError",
     "AgentTerminatedError",
     "AgentTimeoutError",
+    "BulkheadFullError",
+    "CallTimeoutError",
     "CircuitBreakerError",
+    "CircuitOpenError",
+    "CircuitTimeoutError",
     "ConfigurationError",
     "CoreError",
+    "PipelineError",
+    "RateLimitError",
     "RegistryError",
     "RuntimeClosedError",
     "Severity",

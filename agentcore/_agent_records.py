@@ -5,13 +5,15 @@
 
 import enum
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, Self, final
 
 import anyio
 import attrs
 
+from agentcore._breaker import CircuitBreaker
 from agentcore._handle import TaskHandle
+from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._tasks import BaseTask
 from agentcore.abc import TaskRunner
 from agentcore.errors import AgentError, ConfigurationError
@@ -182,6 +184,21 @@ class AgentContext:
             AgentError: there is no runtime.
         """
         return await self._in_runtime("submit").submit(task, input, **options)
+
+    def breaker(
+        self,
+        name: str,
+        config: CircuitBreakerConfig | None = None,
+        *,
+        probe: Callable[[], Awaitable[object]] | None = None,
+    ) -> CircuitBreaker:
+        """Return the runtime's circuit breaker of a name; as `AgentRuntime.breaker`.
+
+        Raises:
+            AgentError: there is no runtime.
+            ConfigurationError: there is one with another configuration or probe; or an argument is not usable.
+        """
+        return self._in_runtime("breaker").breaker(name, config, probe=probe)
 
     def checkpoint(self, data: Mapping[str, Any]) -> None:
         """Save progress of the task.

@@ -7,6 +7,7 @@ A log costs an append as long as nobody listens. It holds raw tuples; the record
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from agentcore import _interop
 _logger: Final = logging.getLogger("agentcore.events")
 
 EventSink: TypeAlias = "Callable[[Event], object]"
+_Raw: TypeAlias = tuple[int, str, float, dict[str, Any]]
 
 
 @final
@@ -48,32 +50,29 @@ def to_datetime(timestamp: float) -> datetime:
     return datetime.fromtimestamp(timestamp, UTC)
 
 
-class EventLog:
-    """The newest events of one part, and who wants to hear of them at once.
+class Emitter:
+    """Tells of what happens to whoever wants to hear of it at once, and keeps nothing."""
 
-    Args:
-        capacity: how many events are kept.
-    """
+    __slots__ = ("_count", "_lock", "_sinks")
 
-    __slots__ = ("_count", "_events", "_sinks")
-
-    def __init__(self, capacity: int = 256) -> None:
-        self._events: deque[tuple[int, str, float, dict[str, Any]]] = deque(maxlen=capacity)
+    def __init__(self) -> None:
         self._sinks: tuple[EventSink, ...] = ()
         self._count = 0
+        self._lock = threading.Lock()  # for the sinks, who come and go in any thread
 
-    def emit(self, event_type: str, **data: Any) -> None:
-        """Note an event and tell the sinks, each in turn. A sink that raises is logged and cannot harm the emitter."""
+    def emit(self, event_type: str, /, **data: Any) -> None:
+        """Tell the sinks of an event, each in turn. A sink that raises is logged and cannot harm the emitter."""
         self._count += 1
         raw = (self._count, event_type, _interop.wall_time(), data)
-        self._events.append(raw)
+        self._keep(raw)
         for sink in self._sinks:
             try:
                 sink(_record(raw))
-            except Exception:
-                _logger.exception(
-                    "sink %r raised on event %r; the event is kept, the other sinks get it", sink, event_type
-                )
+            except BaseException as error:
+                # A cancellation comes from something that the sink has looked at: nobody has cancelled the emitter.
+                if not isinstance(error, Exception) and _interop.cancellation_cause(error) is None:
+                    raise
+                _logger.exception("sink %r raised on event %r; the other sinks get it", sink, event_type)
 
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         """Call a sink with every event from now on, synchronously; it must not block.
@@ -83,21 +82,43 @@ class EventLog:
         """
         # A fresh tuple each time: an emission that is under way goes on with the one it began with.
         subscription = [sink]
-        self._sinks = (*self._sinks, sink)
+        with self._lock:
+            self._sinks = (*self._sinks, sink)
 
         def unsubscribe() -> None:
-            if subscription:
-                sinks = list(self._sinks)
-                sinks.remove(subscription.pop())
-                self._sinks = tuple(sinks)
+            with self._lock:
+                if subscription:
+                    sinks = list(self._sinks)
+                    sinks.remove(subscription.pop())
+                    self._sinks = tuple(sinks)
 
         return unsubscribe
+
+    def _keep(self, raw: _Raw) -> None:
+        """Do nothing: there is no log."""
+
+
+class EventLog(Emitter):
+    """The newest events of one part, and who wants to hear of them at once.
+
+    Args:
+        capacity: how many events are kept.
+    """
+
+    __slots__ = ("_events",)
+
+    def __init__(self, capacity: int = 256) -> None:
+        super().__init__()
+        self._events: deque[_Raw] = deque(maxlen=capacity)
 
     def recent(self) -> tuple[Event, ...]:
         """Return the events that are kept, oldest first."""
         return tuple(map(_record, self._events))
 
+    def _keep(self, raw: _Raw) -> None:
+        self._events.append(raw)
 
-def _record(raw: tuple[int, str, float, dict[str, Any]]) -> Event:
+
+def _record(raw: _Raw) -> Event:
     sequence, event_type, at, data = raw
     return Event(sequence=sequence, event_type=event_type, at=to_datetime(at), data=data)

@@ -13,9 +13,10 @@ import math
 import os
 import random
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
@@ -54,19 +55,35 @@ SYSTEM: Final = Sources(monotonic=time.monotonic, wall=time.time, random=random.
 sources: Final[ContextVar[Sources]] = ContextVar("agentcore_sources", default=SYSTEM)
 
 
+def monotonic() -> float:
+    """Return the seconds of the monotonic clock."""
+    return sources.get().monotonic()
+
+
+# The same clock for the hottest paths, which call `_interop.clock()`: as long as no block of `use_sources` is open in the
+# whole process, it is the system's own, without the look into the context, which takes as long as the clock itself.
+clock: Callable[[], float] = SYSTEM.monotonic
+_replacements = 0
+_replacing: Final = threading.Lock()
+
+
+def _count_replacements(change: int) -> None:
+    global _replacements, clock  # noqa: PLW0603 - process-wide by nature
+    with _replacing:
+        _replacements += change
+        clock = monotonic if _replacements else SYSTEM.monotonic
+
+
 @contextmanager
 def use_sources(replacement: Sources) -> Generator[None]:
     """Take time and chance from elsewhere inside the block, and in the tasks and threads that are started there."""
+    _count_replacements(1)
     token = sources.set(replacement)
     try:
         yield
     finally:
+        _count_replacements(-1)
         sources.reset(token)
-
-
-def monotonic() -> float:
-    """Return the seconds of the monotonic clock."""
-    return sources.get().monotonic()
 
 
 def wall_time() -> float:
@@ -133,6 +150,79 @@ def split_cancellation(error: BaseException) -> tuple[bool, BaseException | None
         if cancellations is not None:
             return True, rest
     return False, error
+
+
+def cancellation_cause(error: BaseException) -> str | None:
+    """Tell why something was cancelled.
+
+    Returns:
+        None if the error is no cancellation; ``deadline`` if the deadline of a scope passed; ``other`` for everything else,
+        also for asyncio's own ways to cancel, which give no reason.
+    """
+    # Those of both, and not of the loop that runs here: threads without a loop are cancelled as well.
+    found = (
+        getattr(sys.modules.get("asyncio"), "CancelledError", None),
+        getattr(sys.modules.get("trio"), "Cancelled", None),
+    )
+    if not isinstance(error, tuple(cls for cls in found if cls is not None)):
+        return None
+    return "deadline" if _is_by_deadline(error) else "other"
+
+
+def cancel_requests() -> int:
+    """Return how often the running task has been asked to end by asyncio's own ways, less what has been taken back.
+
+    More of them than before tell that it is being cancelled, by ``Task.cancel()`` or what is made of that, which no scope
+    of AnyIO knows of. Scopes take back what they have asked for themselves. On trio, and outside of every task, 0.
+    """
+    current_task = getattr(sys.modules.get("asyncio"), "current_task", None)
+    if current_task is None:
+        return 0
+    try:
+        task = current_task()
+    except RuntimeError:  # no loop of asyncio runs here
+        return 0
+    return 0 if task is None else int(task.cancelling())
+
+
+def _is_by_deadline(error: BaseException) -> bool:
+    # trio says so in an attribute. But where a task group of AnyIO on trio makes one cancellation of many, only the many
+    # have it, which are the cause of the one.
+    source = getattr(error, "source", None)
+    if source == "unknown" and isinstance(error.__cause__, BaseExceptionGroup):
+        return any(_is_by_deadline(leaf) for leaf in leaves_of(error.__cause__))
+    if source is not None:
+        return bool(source == "deadline")
+    # AnyIO on asyncio says so in the message, and task groups hand it on.
+    message = error.args[0] if error.args else None
+    return isinstance(message, str) and message.endswith("; reason: deadline exceeded")
+
+
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
+    """Go through the exceptions of a group and of the groups in it; through itself if it is none."""
+    left = [error]
+    while left:  # not by recursion: a group may be nested deeper than the stack
+        one = left.pop()
+        if isinstance(one, BaseExceptionGroup):
+            left.extend(reversed(one.exceptions))
+        else:
+            yield one
+
+
+def current_owner() -> object:
+    """Return what a permit belongs to: the task that calls, or the thread outside of every task. It can be weakly referenced."""
+    # trio first: in its guest mode there is an asyncio loop around it, whose task is not the one that runs.
+    for name, find in (("trio.lowlevel", "current_task"), ("asyncio", "current_task")):
+        # While another thread imports it for the first time it is there, and has nothing in it.
+        current_task = getattr(sys.modules.get(name), find, None)
+        if current_task is not None:
+            try:
+                task: object = current_task()
+            except RuntimeError:  # this event loop does not run here
+                continue
+            if task is not None:
+                return task
+    return threading.current_thread()
 
 
 def wake_up_function() -> Callable[[Callable[[], object]], None]:

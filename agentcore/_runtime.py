@@ -8,7 +8,7 @@ This is the only part that composes the others. What it offers is done by `Sched
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Token
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Self, TypeVar, final
@@ -20,12 +20,15 @@ import attrs
 
 from agentcore import _interop
 from agentcore._agent_records import Limit, check_seconds
+from agentcore._breaker import CircuitBreaker
 from agentcore._context import current_runtime
 from agentcore._directory import Directory
 from agentcore._events import Event, EventLog, EventSink
 from agentcore._handle import TaskHandle
 from agentcore._job import Plan
+from agentcore._probers import OwnedCircuitBreakers
 from agentcore._registry import Registry
+from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._scheduler import Scheduler, TaskStatistics
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
 from agentcore.errors import AgentCrashedError, ConfigurationError, RuntimeClosedError, text_of
@@ -145,6 +148,7 @@ class AgentRuntime:
         self.config: Final = config if grace is None else attrs.evolve(config, grace=grace)
         self._log = EventLog(capacity=1024)
         self.agents: Final = Directory()
+        self.breakers: Final = OwnedCircuitBreakers(self._log)
         self.tasks: Final = Scheduler(
             self,
             self._log,
@@ -275,11 +279,31 @@ class AgentRuntime:
         """
         return self.agents.registry(name)
 
+    def breaker(
+        self,
+        name: str,
+        config: CircuitBreakerConfig | None = None,
+        *,
+        probe: Callable[[], Awaitable[object]] | None = None,
+    ) -> CircuitBreaker:
+        """Return this runtime's circuit breaker of a name, made at the first call. Never one of the process.
+
+        Args:
+            name: what it is called.
+            config: how it behaves; whatever it is, if omitted and it is there already.
+            probe: a coroutine function without arguments that tries whether the service works. The runtime calls it when
+                the circuit is due, so that no caller has to be the first, until it is shut down.
+
+        Raises:
+            ConfigurationError: there is one with another configuration or probe; or an argument is not usable.
+        """
+        return self.breakers.get(name, config, probe)
+
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         """Call a sink with every event from now on, in the event loop; returns the function that ends this.
 
         The events are ``task_accepted``, ``task_started``, ``task_completed``, ``task_failed``, ``task_canceled``, each
-        with ``task_id`` and ``type``.
+        with ``task_id`` and ``type``, and those of `CircuitBreaker.subscribe` for the breakers of the runtime.
         """
         return self._log.subscribe(sink)
 
@@ -353,6 +377,7 @@ class AgentRuntime:
         """
         with anyio.CancelScope(shield=True):
             await self.tasks.cut(reason)
+            self.breakers.stop(reason)
             await self._terminate_agents()
         cut_short = self.tasks.cut_short()
         first = self._report is None
@@ -375,6 +400,7 @@ class AgentRuntime:
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         self.tasks.open(self._group)
+        self.breakers.open(self._group)
         self._token = current_runtime.set(self)
         return self
 

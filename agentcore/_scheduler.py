@@ -346,7 +346,8 @@ class Scheduler:
     def _cancel(self, job: Job, reason: str | None) -> None:
         # The task may have been ended by hand; what runs for it is cancelled all the same.
         job.task.request_cancel(reason)
-        job.scope.cancel(reason)
+        # In quotes: AnyIO puts the reason at the end of a message, where a user's words could read like those of AnyIO itself.
+        job.scope.cancel(f"task {job.task.id} was cancelled: {reason!r}")
         if not job.begun:
             # Settled here and now: not a line of the agent runs, and the job ends even if its asyncio task was cancelled
             # by a stranger, so that its first step never comes.

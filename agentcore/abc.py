@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from agentcore._breaker import CircuitBreaker
 from agentcore._handle import TaskHandle
+from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._tasks import BaseTask
 
 __all__ = ["TaskRunner"]
@@ -29,3 +31,12 @@ class TaskRunner(Protocol):
         **options: Any,
     ) -> TaskHandle:
         """Hand a task over and return a handle to it."""
+
+    def breaker(
+        self,
+        name: str,
+        config: CircuitBreakerConfig | None = None,
+        *,
+        probe: Callable[[], Awaitable[object]] | None = None,
+    ) -> CircuitBreaker:
+        """Return the circuit breaker of a name."""

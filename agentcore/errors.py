@@ -17,6 +17,12 @@ CoreError
 │   ├── AgentDeadlockError                              agents wait for each other in a circle
 │   └── AgentCrashedError         (also ExceptionGroup) failures of the background, raised when the runtime is left
 ├── CircuitBreakerError
+│   ├── CircuitOpenError                                a circuit breaker rejected the call
+│   └── CircuitTimeoutError       (also TimeoutError)   a probe outlived its time and was cut
+├── PipelineError
+│   ├── CallTimeoutError          (also TimeoutError)   a call outlived its `Timeout`
+│   ├── BulkheadFullError                               as many calls run and wait as a `Bulkhead` allows
+│   └── RateLimitError                                  a `RateLimit` allows no further call in time
 ├── WorkerPoolError
 ├── RegistryError
 ├── StoreError
@@ -44,9 +50,15 @@ __all__ = [
     "AgentResultError",
     "AgentTerminatedError",
     "AgentTimeoutError",
+    "BulkheadFullError",
+    "CallTimeoutError",
     "CircuitBreakerError",
+    "CircuitOpenError",
+    "CircuitTimeoutError",
     "ConfigurationError",
     "CoreError",
+    "PipelineError",
+    "RateLimitError",
     "RegistryError",
     "RuntimeClosedError",
     "Severity",
@@ -356,6 +368,109 @@ class CircuitBreakerError(CoreError):
     code = "circuit_breaker"
     severity = Severity.WARNING
     safe_text = "A service is not available at the moment."
+
+
+class CircuitOpenError(CircuitBreakerError):
+    """A circuit breaker rejected the call: nothing was called.
+
+    Details: ``circuit_name``, ``state``, ``retry_after`` (seconds until a call may be let through, None if nobody knows),
+    ``last_error`` (what opened the circuit, as text; None if nothing did). The error keeps nothing else alive.
+    """
+
+    code = "circuit_open"
+    safe_text = "A service is not available at the moment. Please try again later."
+    retryable: ClassVar[bool] = False
+    """Calling again at once is of no use."""
+
+    _rejection: tuple[str, str, float | None, str | None]
+
+    @classmethod
+    def _of(cls, circuit_name: str, state: str, retry_after: float | None, last_error: str | None) -> Self:
+        """Make the error of one rejection; its text and its details are made if somebody reads them."""
+        error = cls.__new__(cls)
+        error._rejection = (circuit_name, state, retry_after, last_error)
+        return error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "details" and "_rejection" in self.__dict__:
+            names = ("circuit_name", "state", "retry_after", "last_error")
+            details = self.__dict__["details"] = dict(zip(names, self._rejection, strict=True))
+            return details
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The message, as with every error."""
+        arguments: tuple[Any, ...] = super().args
+        return arguments if arguments or "_rejection" not in self.__dict__ else (self.message,)
+
+    @args.setter
+    def args(self, arguments: tuple[Any, ...]) -> None:
+        BaseException.args.__set__(self, arguments)  # type: ignore[attr-defined]
+
+    @property
+    def message(self) -> str:
+        """What happened, for a developer."""
+        if super().args or "_rejection" not in self.__dict__:
+            return super().message
+        circuit_name, state, retry_after, last_error = self._rejection
+        wait = "until it is released" if retry_after is None else f"for {retry_after:.3g} s"
+        because = "" if last_error is None else f" (it opened because of {last_error})"
+        return (
+            f"circuit {circuit_name!r} lets no call through: got one while it is {state}; "
+            f"wait {wait}, or do without{because}"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.message!r})"
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a call may be let through; None if nobody knows."""
+        seconds: float | None = self.details.get("retry_after")
+        return seconds
+
+
+class CircuitTimeoutError(CircuitBreakerError, TimeoutError):
+    """A probe outlived its time and was cut; the circuit is open again. Details: ``circuit_name``, ``timeout`` (seconds)."""
+
+    code = "circuit_timeout"
+    safe_text = "A service did not answer in time."
+
+
+class PipelineError(CoreError):
+    """Base of the errors of the layers around a call: `Timeout`, `Bulkhead`, `RateLimit`."""
+
+    code = "pipeline"
+    severity = Severity.WARNING
+    safe_text = "A service is not available at the moment."
+
+
+class CallTimeoutError(PipelineError, TimeoutError):
+    """A call outlived its `Timeout` and was cut. Details: ``name``, ``timeout`` (seconds)."""
+
+    code = "call_timeout"
+    safe_text = "A service did not answer in time."
+
+
+class BulkheadFullError(PipelineError):
+    """As many calls run and wait as a `Bulkhead` allows. Details: ``name``, ``limit``, ``queue``."""
+
+    code = "bulkhead_full"
+    safe_text = "A service is busy. Please try again later."
+
+
+class RateLimitError(PipelineError):
+    """A `RateLimit` allows no further call in time. Details: ``name``, ``retry_after`` (seconds until it would)."""
+
+    code = "rate_limit"
+    safe_text = "There were too many calls. Please try again later."
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a call would be allowed."""
+        seconds: float | None = self.details.get("retry_after")
+        return seconds
 
 
 class WorkerPoolError(CoreError):

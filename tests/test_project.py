@@ -2,7 +2,6 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,37 +65,3 @@ def public_methods(node: ast.ClassDef) -> int:
         and not any(ast.unparse(line).endswith("property") for line in child.decorator_list)
         for child in node.body
     )
-
-
-# Watch over a program that may hang; they sleep only in a test that has failed.
-WATCHES = {("parts.py", "watch")}
-TIMED = [
-    path for name in ("cli", "core", "examples", "rules", "runtime") for path in (ROOT / "tests" / name).rglob("*.py")
-]
-
-
-@pytest.mark.parametrize("path", TIMED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_test_sleeps_for_real(path: Path) -> None:
-    """What takes time runs in virtual time, in a simulated test; everything else waits for events."""
-    found = [
-        f"{path.name}:{line}"
-        for function, line in sleeps(ast.parse(path.read_text(encoding="utf-8")), "")
-        if (path.name, function) not in WATCHES
-    ]
-    assert found == []
-
-
-def sleeps(node: ast.AST, function: str) -> Iterator[tuple[str, int]]:
-    """Yield the function and the line of each call of a sleep of more than nothing, outside of simulated tests."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        if any(re.match(r"simulate\b", ast.unparse(decorator)) for decorator in node.decorator_list):
-            return
-        function = node.name
-    if (
-        isinstance(node, ast.Call)
-        and re.fullmatch(r"(time|anyio|asyncio|trio)\.sleep(_until)?", ast.unparse(node.func))
-        and not (isinstance(node.args[0], ast.Constant) and node.args[0].value == 0)
-    ):
-        yield function, node.lineno
-    for child in ast.iter_child_nodes(node):
-        yield from sleeps(child, function)

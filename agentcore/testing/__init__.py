@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HYPOTHESIS = {
     "SimMachine": "_machine",
     "agent_configs": "_strategies",
+    "circuit_configs": "_strategies",
     "fault_plans": "_strategies",
     "schedules": "_strategies",
     "tasks": "_strategies",

@@ -49,12 +49,15 @@ class Target:
         matches: told the arguments of a call, with ``self`` (or ``cls``) first if `owner` is a class, returns whether
             this is one of the calls; all are by default. Must not wait.
         corrupt: what a `corrupt` without an argument makes of the call's result.
+        passed: position of an argument, ``self`` not counted, that is a function: the calls are those that the attribute, a
+            coroutine function, makes of it. None for the calls of the attribute itself.
     """
 
     owner: object
     attribute: str
     matches: Callable[..., bool] | None = None
     corrupt: Callable[[Any], Any] | None = None
+    passed: int | None = None
 
 
 default_scope: Final[ContextVar[Callable[[], anyio.CancelScope | None]]] = ContextVar(
@@ -295,13 +298,10 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 def _stand_in(function: Callable[..., Any], dispatcher: _Dispatcher) -> Callable[..., Any]:
     async def async_stand_in(*args: Any, **kwargs: Any) -> Any:
-        steps = _steps(dispatcher.points(args, kwargs))
-        step, value = next(steps)
-        while step != "return":
-            if step == "raise":
-                raise value
-            step, value = steps.send(await (function(*args, **kwargs) if step == "call" else anyio.sleep(value)))
-        return value
+        points = dispatcher.points(args, kwargs)
+        for point in points:
+            args = _with_faults(point, args)
+        return await _play([point for point in points if point.target.passed is None], function, args, kwargs)
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         steps = _steps(dispatcher.points(args, kwargs))
@@ -313,6 +313,39 @@ def _stand_in(function: Callable[..., Any], dispatcher: _Dispatcher) -> Callable
         return value
 
     return functools.update_wrapper(async_stand_in if _is_async(function) else stand_in, function)
+
+
+async def _play(
+    points: list[_Point], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    steps = _steps(points)
+    step, value = next(steps)
+    while step != "return":
+        if step == "raise":
+            raise value
+        if step == "sleep":
+            step, value = steps.send(await anyio.sleep(value))  # type: ignore[func-returns-value]
+        else:
+            result = function(*args, **kwargs)
+            step, value = steps.send(await result if inspect.isawaitable(result) else result)
+    return value
+
+
+def _with_faults(point: _Point, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Put the faults of a point around the function that is passed, if they belong there."""
+    passed = point.target.passed
+    if passed is None:
+        return args
+    index = passed + (point.whose is not None or isinstance(point.target.owner, type))
+    if index >= len(args) or not callable(args[index]):
+        return args  # what is called complains by itself
+    function = args[index]
+
+    @functools.wraps(function, updated=())
+    async def faulty(*args: Any, **kwargs: Any) -> Any:
+        return await _play([point], function, args, kwargs)
+
+    return (*args[:index], faulty, *args[index + 1 :])
 
 
 def _locate(name: str, target: Target) -> tuple[_Dispatcher, _Whose | None]:

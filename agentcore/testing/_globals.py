@@ -1,14 +1,14 @@
-"""Process-wide registries of one's own, for the time of a test."""
+"""Process-wide registries and circuit breakers of one's own, for the time of a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agentcore import _registry
+from agentcore import _breakers, _registry
 
 
 @contextmanager
 def isolated_globals() -> Iterator[None]:
-    """Begin with no process-wide registry, and put back at the end those that were there.
+    """Begin with no process-wide registry and no such circuit breaker, and put back at the end those that were there.
 
     For everything in the process: tests that run at the same time in other threads see it too.
     """
@@ -17,9 +17,12 @@ def isolated_globals() -> Iterator[None]:
         before, before_filled = dict(known), dict(filled)
         known.clear()
         filled.clear()
+    breakers = _breakers.of_process.list_all()
+    _breakers.of_process.clear()
     try:
         yield
     finally:
+        _breakers.of_process.replace(breakers)
         _registry.clear_registries()
         with _registry._lock:
             known.update(before)

@@ -13,12 +13,12 @@ nothing here: `fault_plans` draws for every target that a name or a mapping stan
 # once `__module__` of these functions reads agentcore.testing.
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import attrs
 
-from agentcore import AgentCapability, AgentConfig, BaseTask, TaskPriority
+from agentcore import AgentCapability, AgentConfig, BaseTask, CircuitBreakerConfig, TaskPriority
 
 from ._fault_plans import Action, Fault, FaultPlan, InjectedFault
 from ._faults import Target, Targets, can_wait
@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:
         name="hypothesis",
     ) from None
 
-__all__ = ["agent_configs", "fault_plans", "schedules", "stateful", "tasks"]
+__all__ = ["agent_configs", "circuit_configs", "fault_plans", "schedules", "stateful", "tasks"]
 
 T = TypeVar("T")
 TaskT = TypeVar("TaskT", bound=BaseTask)
@@ -210,11 +210,62 @@ def agent_configs(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[AgentCo
     return _values(AgentConfig, drawn, fields)
 
 
+def circuit_configs(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[CircuitBreakerConfig]:
+    """Draw configurations of circuit breakers that are free of contradictions. They shrink to the defaults.
+
+    Args:
+        **fields: strategies for fields by name, ``circuit_configs(failure_threshold=st.just(1))``.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        TypeError: there is no such field.
+    """
+    default = attrs.fields(CircuitBreakerConfig)
+    milliseconds = st.floats(1, _SECONDS * 1000)
+    rates = st.none() | st.floats(0.01, 1)
+    drawn = {
+        "failure_threshold": st.just(default.failure_threshold.default) | st.integers(1, 20),
+        "success_threshold": st.just(default.success_threshold.default) | st.integers(1, 8),
+        "reset_timeout_ms": st.just(default.reset_timeout_ms.default) | milliseconds,
+        "excluded_exceptions": st.just(()) | st.just((KeyError, LookupError)),
+        "window_calls": st.none() | st.integers(20, 1000),
+        "window_ms": st.none() | milliseconds,
+        "failure_rate": rates,
+        "minimum_calls": st.just(default.minimum_calls.default) | st.integers(1, 20),
+        "slow_call_ms": st.none() | milliseconds,
+        "slow_call_rate": rates,
+        "backoff": st.just(default.backoff.default) | st.floats(1, 10),
+        "max_reset_timeout_ms": st.none() | st.just(_SECONDS * 1000),
+        "jitter": st.just(default.jitter.default) | st.floats(0, 0.5),
+        "probe_timeout_ms": st.none() | milliseconds,
+        "min_blame_ms": st.just(default.min_blame_ms.default) | st.floats(0, 1000),
+    }
+    return _values(_circuit_config, drawn, fields, of=CircuitBreakerConfig)
+
+
+def _circuit_config(**values: Any) -> CircuitBreakerConfig:
+    """Leave out of what is drawn what would contradict the rest."""
+    if values.get("window_calls") is not None:
+        values["window_ms"] = None
+    if values.get("window_calls") is None and values.get("window_ms") is None:
+        values["failure_rate"] = values["slow_call_rate"] = None
+    if values.get("slow_call_ms") is None:
+        values["slow_call_rate"] = None
+    return CircuitBreakerConfig(**values)
+
+
 def _values(
-    cls: type[T], drawn: Mapping[str, st.SearchStrategy[Any]], given: Mapping[str, st.SearchStrategy[Any]]
+    make: Callable[..., T],
+    drawn: Mapping[str, st.SearchStrategy[Any]],
+    given: Mapping[str, st.SearchStrategy[Any]],
+    *,
+    of: type[T] | None = None,
 ) -> st.SearchStrategy[T]:
     """Draw instances of an attrs class, with strategies of the caller's in place of some."""
-    fields = {str(field.alias): field for field in attrs.fields(cls) if field.init}  # type: ignore[arg-type]
+    cls: Any = make if of is None else of
+    fields = {str(field.alias): field for field in attrs.fields(cls) if field.init}
     if unknown := given.keys() - fields.keys():
         raise TypeError(
             f"a strategy must be for an argument of {cls.__name__}: got {', '.join(sorted(unknown))}; "
@@ -224,7 +275,7 @@ def _values(
     for name, field in fields.items():
         if name not in chosen and field.default is attrs.NOTHING:
             chosen[name] = st.from_type(_annotation(cls, field.name))
-    return st.builds(cls, **chosen)
+    return st.builds(make, **chosen)
 
 
 def _annotation(cls: type, field: str) -> Any:

@@ -7,12 +7,13 @@
 | `handler:summarise` | the function that handles tasks of type `summarise` |
 | `thread:parse` | the hand-off of a function called `parse` to a worker thread |
 | `registry:tools` | `get` of the registry called `tools` |
+| `breaker:api` | what the circuit breaker called `api` calls, by `execute` or as a decorator |
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from agentcore import BaseAgent, Registry, _interop
+from agentcore import BaseAgent, CircuitBreaker, Registry, _interop
 from agentcore._directory import FunctionAgent
 
 from ._faults import Target, register_targets
@@ -63,7 +64,12 @@ def _registries(name: str) -> Target:
     return Target(Registry, "get", matches=lambda self, *_args, **_kwargs: self.name == name)
 
 
+def _breakers(name: str) -> Target:
+    return Target(CircuitBreaker, "execute", matches=lambda self, *_args, **_kwargs: self.name == name, passed=0)
+
+
 register_targets("agent", _agents)
 register_targets("handler", _handlers)
 register_targets("thread", _threads)
 register_targets("registry", _registries)
+register_targets("breaker", _breakers)

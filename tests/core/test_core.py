@@ -26,6 +26,10 @@ from agentcore import (
     AgentTerminatedError,
     AgentTimeoutError,
     BaseTask,
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    CircuitState,
     ClassRegistry,
     FunctionRegistry,
     Registry,
@@ -65,6 +69,18 @@ def agent_config() -> AgentConfig:
 def mock_agent(agent_config: AgentConfig) -> MockAgent:
     """Make an agent that succeeds until it is told otherwise."""
     return MockAgent(agent_config)
+
+
+@pytest.fixture
+def circuit_config() -> CircuitBreakerConfig:
+    """Configure a circuit breaker that opens early and tries again soon."""
+    return CircuitBreakerConfig(failure_threshold=3, success_threshold=2, reset_timeout_ms=100)
+
+
+@pytest.fixture
+def circuit(circuit_config: CircuitBreakerConfig) -> CircuitBreaker:
+    """Make a circuit breaker that has seen nothing yet."""
+    return CircuitBreaker("test_service", circuit_config)
 
 
 @pytest.fixture
@@ -266,6 +282,79 @@ class Divider(MockAgent):
 
     async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
         return AgentResult.error_result({"kind": type(error).__name__})
+
+
+class TestCircuitBreaker:
+    """How a circuit opens, tries again and closes, by hand and around calls."""
+
+    @pytest.mark.asyncio
+    async def test_opens_after_failures(self, circuit: CircuitBreaker) -> None:
+        """As many failures as the threshold says open the circuit, and no request is allowed."""
+        for number in range(circuit.config.failure_threshold):
+            assert (circuit.state, await circuit.allow_request()) == (CircuitState.CLOSED, True)
+            await circuit.on_failure(f"error_{number}")
+        assert circuit.state == CircuitState.OPEN
+        assert (circuit.is_open, circuit.is_closed, circuit.is_half_open) == (True, False, False)
+        assert await circuit.allow_request() is False
+
+    @pytest.mark.asyncio
+    async def test_failures_that_do_not_count(self, circuit: CircuitBreaker) -> None:
+        """A success ends the row of failures, and what does not count towards the threshold is none."""
+        for count in (True, True, False, False):
+            await circuit.on_failure("OSError", count_towards_threshold=count)
+        await circuit.on_success()
+        await circuit.on_failure("OSError")
+        await circuit.on_failure("KeyError")
+        assert circuit.is_closed is True
+        await circuit.on_failure("OSError")
+        assert circuit.is_open is True
+        assert (circuit.metrics.failures, circuit.metrics.excluded) == (5, 2)
+        assert circuit.metrics.failures_by_type == {"OSError": 4, "KeyError": 1}
+
+    @pytest.mark.parametrize(
+        ("outcomes", "states"),
+        [("ok ok", "HALF_OPEN CLOSED"), ("bad", "OPEN"), ("ok bad ok ok", "HALF_OPEN OPEN HALF_OPEN CLOSED")],
+    )
+    @simulate(runs=1, backends=["asyncio"])
+    async def test_tries_again(self, circuit_config: CircuitBreakerConfig, outcomes: str, states: str) -> None:
+        """After the reset time the circuit is half open: enough successes close it, a failure opens it anew."""
+        circuit, seen = CircuitBreaker("test_service", circuit_config), []
+        for _ in range(3):
+            await circuit.on_failure("OSError")
+        for outcome in outcomes.split():
+            if circuit.is_open:
+                await asyncio.sleep(0.0625)
+                assert await circuit.allow_request() is False
+                await asyncio.sleep(0.0625)
+            assert (await circuit.allow_request(), circuit.is_half_open) == (True, True)
+            await (circuit.on_success() if outcome == "ok" else circuit.on_failure("OSError"))
+            seen.append(circuit.state.name)
+        assert " ".join(seen) == states
+
+    @simulate(runs=20, backends=["asyncio"])
+    async def test_around_calls(self, circuit_config: CircuitBreakerConfig) -> None:
+        """Too many failed calls keep all others away; then as many try again as the circuit needs successes."""
+        circuit, calls, answer = CircuitBreaker("test_service", circuit_config), [], asyncio.Event()
+
+        async def service(number: int) -> int:
+            calls.append(number)
+            if number < 3:
+                raise ConnectionError(f"call {number}")
+            await answer.wait()
+            return number
+
+        for number in range(3):
+            with pytest.raises(ConnectionError, match=f"call {number}"):
+                await circuit.execute(service, number)
+        with pytest.raises(CircuitOpenError, match="test_service") as caught:
+            await circuit.execute(service, 3)
+        assert (caught.value.details["circuit_name"], caught.value.retry_after) == ("test_service", 0.1)
+        await asyncio.sleep(0.125)
+        asyncio.get_running_loop().call_later(0.5, answer.set)
+        answers = await asyncio.gather(*(circuit.execute(service, n) for n in range(4, 14)), return_exceptions=True)
+        assert [number for number in answers if isinstance(number, int)] == sorted(calls[3:])
+        assert (len(calls), circuit.is_closed) == (5, True)
+        assert (circuit.metrics.rejected, circuit.metrics.successes, circuit.metrics.opened_count) == (9, 2, 1)
 
 
 TRANSITIONS: dict[str, Callable[[BaseTask], BaseTask]] = {

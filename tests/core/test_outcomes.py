@@ -1,13 +1,7 @@
-"""The table of outcomes: what each way in which an execution can end means for each layer.
-
-`TABLE` has a row for every outcome and a cell for every layer. A cell is an expectation that the tests below check, a
-dash where the layer is not concerned, or the part that it waits for; a part that has come turns its cells into failures
-until they are filled in.
-"""
+"""What each outcome means for who executes, for the task and for the agent: the table of `outcomes`, row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -16,253 +10,31 @@ import pytest
 
 import agentcore
 from agentcore import (
-    AgentConfig,
     AgentContext,
     AgentCrashedError,
     AgentExecutionError,
-    AgentInitializationError,
-    AgentResult,
     AgentRuntime,
     AgentState,
-    AgentTimeoutError,
-    BaseAgent,
     BaseTask,
     TaskCanceledError,
     TaskExecutionError,
     TaskState,
 )
 from agentcore.testing import simulate
+from tests.core.outcomes import (
+    FROM_OUTSIDE,
+    TABLE,
+    BoomError,
+    Later,
+    Row,
+    Scripted,
+    Slow,
+    Step,
+    not_ready,
+    raise_boom,
+)
 
 pytestmark = pytest.mark.anyio
-
-Step = Callable[[], Awaitable[Any]]
-
-
-class BoomError(Exception):
-    """What an agent's code raises."""
-
-
-async def ready() -> bool:
-    return True
-
-
-async def not_ready() -> bool:
-    return False
-
-
-async def succeed() -> AgentResult:
-    return AgentResult.success_result({"answer": 42})
-
-
-async def give_up() -> AgentResult:
-    return AgentResult.error_result({"error_type": "Refused", "message": "not today"})
-
-
-async def raise_boom() -> Any:
-    raise BoomError("inside")
-
-
-async def exit_process() -> Any:
-    raise SystemExit(3)
-
-
-async def hang() -> Any:
-    await anyio.sleep_forever()
-
-
-class Scripted(BaseAgent):
-    """An agent that does what a row says, and notes its own state on the way."""
-
-    def __init__(self, row: Row) -> None:
-        super().__init__(AgentConfig("scripted", "test", timeout=row.timeout))
-        self.row = row
-        self.handled: list[Exception] = []
-        self.initialized = 0
-        self.seen: list[AgentState] = []
-
-    async def initialize(self) -> bool:
-        self.initialized += 1
-        self.seen.append(self.state)
-        return bool(await self.row.initialize())
-
-    async def process(self, context: AgentContext) -> AgentResult:
-        self.seen.append(self.state)
-        result: AgentResult = await self.row.process()
-        return result
-
-    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
-        self.seen.append(self.state)
-        self.handled.append(error)
-        if self.row.handle_error is not None:
-            result: AgentResult = await self.row.handle_error()
-            return result
-        return AgentResult.error_result({"error_type": type(error).__name__, "message": "handled"})
-
-
-@attrs.frozen
-class Later:
-    """A cell whose part is not there yet: ``name`` will be in ``agentcore`` when it is."""
-
-    name: str
-
-
-BREAKER = Later("CircuitBreaker")
-SUPERVISOR = Later("Supervisor")
-RETRY = Later("RetryPolicy")
-TELL = Later("AgentCrash")
-NOT_CONCERNED = "-"
-
-
-@attrs.frozen(kw_only=True)
-class Row:
-    """An outcome, how it is brought about, and what it means."""
-
-    name: str
-    # How.
-    process: Step = succeed
-    initialize: Step = ready
-    handle_error: Step | None = None
-    timeout: float | None = None
-    options: dict[str, Any] = attrs.field(factory=dict)
-    # What `execute` gives: the error of a result (None for success), or the type that is raised.
-    gives: dict[str, Any] | type[BaseException] | None
-    handled: type[Exception] | None = None
-    seen: list[AgentState]
-    agent: AgentState = AgentState.IDLE
-    # The task.
-    task: TaskState
-    deadline: str | None = None
-    waiter: type[BaseException] | None = TaskExecutionError
-    cause: type[BaseException] | None = None
-    # The layers that come later.
-    retried: Later | str = RETRY
-    breaker: Later | str = BREAKER
-    supervisor: Later | str = NOT_CONCERNED
-
-
-INITIALIZING, PROCESSING, ERROR = AgentState.INITIALIZING, AgentState.PROCESSING, AgentState.ERROR
-
-TABLE = [
-    Row(
-        name="success result",
-        gives=None,
-        seen=[INITIALIZING, PROCESSING],
-        task=TaskState.COMPLETED,
-        waiter=None,
-        retried=NOT_CONCERNED,
-    ),
-    Row(
-        name="result with success False",
-        process=give_up,
-        gives={"error_type": "Refused", "message": "not today"},
-        seen=[INITIALIZING, PROCESSING],
-        task=TaskState.FAILED,
-    ),
-    Row(
-        name="process raises",
-        process=raise_boom,
-        gives={"error_type": "BoomError", "message": "handled"},
-        handled=BoomError,
-        seen=[INITIALIZING, PROCESSING, ERROR],
-        task=TaskState.FAILED,
-        cause=BoomError,
-    ),
-    Row(
-        name="process raises and handle_error makes a success of it",
-        process=raise_boom,
-        handle_error=succeed,
-        gives=None,
-        handled=BoomError,
-        seen=[INITIALIZING, PROCESSING, ERROR],
-        task=TaskState.COMPLETED,
-        waiter=None,
-        retried=NOT_CONCERNED,
-    ),
-    Row(
-        name="deadline of the agent",
-        process=hang,
-        timeout=5.0,
-        gives={"error_type": "AgentTimeoutError", "message": "handled"},
-        handled=AgentTimeoutError,
-        seen=[INITIALIZING, PROCESSING, ERROR],
-        task=TaskState.FAILED,
-        deadline="agent",
-        cause=AgentTimeoutError,
-    ),
-    Row(
-        name="deadline of the execution",
-        process=hang,
-        options={"timeout": 5.0},
-        gives={"error_type": "AgentTimeoutError", "message": "handled"},
-        handled=AgentTimeoutError,
-        seen=[INITIALIZING, PROCESSING, ERROR],
-        task=TaskState.FAILED,
-        deadline="timeout",
-        cause=AgentTimeoutError,
-    ),
-    Row(
-        name="deadline of everything",
-        process=hang,
-        options={"deadline": 5.0},
-        gives={"error_type": "AgentTimeoutError", "message": "handled"},
-        handled=AgentTimeoutError,
-        seen=[INITIALIZING, PROCESSING, ERROR],
-        task=TaskState.FAILED,
-        deadline="total",
-        cause=AgentTimeoutError,
-    ),
-    Row(
-        name="initialize is False",
-        initialize=not_ready,
-        gives={"error_type": "AgentInitializationError", "message": "handled"},
-        handled=AgentInitializationError,
-        seen=[INITIALIZING, ERROR],
-        task=TaskState.FAILED,
-        cause=AgentInitializationError,
-        supervisor=SUPERVISOR,
-    ),
-    Row(
-        name="initialize raises",
-        initialize=raise_boom,
-        gives={"error_type": "AgentInitializationError", "message": "handled"},
-        handled=AgentInitializationError,
-        seen=[INITIALIZING, ERROR],
-        task=TaskState.FAILED,
-        cause=AgentInitializationError,
-        supervisor=SUPERVISOR,
-    ),
-    Row(
-        name="handle_error raises",
-        process=raise_boom,
-        handle_error=raise_boom,
-        gives=AgentExecutionError,
-        handled=BoomError,
-        seen=[INITIALIZING, PROCESSING, ERROR],
-        agent=ERROR,
-        task=TaskState.FAILED,
-        cause=AgentExecutionError,
-        supervisor=SUPERVISOR,
-    ),
-    Row(
-        name="SystemExit-like",
-        process=exit_process,
-        gives=SystemExit,
-        seen=[INITIALIZING, PROCESSING],
-        agent=ERROR,
-        task=TaskState.FAILED,
-        waiter=SystemExit,
-        supervisor=SUPERVISOR,
-    ),
-]
-
-# The outcomes that come from outside have tests of their own below, and these cells to come.
-FROM_OUTSIDE = {
-    "the caller's scope is cancelled": [BREAKER],
-    "handle.cancel(reason)": [BREAKER],
-    "shutdown after grace": [BREAKER, SUPERVISOR, Later("SQLiteStore")],
-    "a tell handler fails, AgentCrash": [TELL],
-    "the supervisor restarts the agent": [SUPERVISOR],
-}
 
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 
@@ -275,13 +47,13 @@ def context_of(row: Row) -> AgentContext:
 @rows
 def test_cells_of_parts_that_have_come(row: Row) -> None:
     """No cell waits for a part that is there."""
-    waiting = [cell.name for cell in (row.retried, row.breaker, row.supervisor) if isinstance(cell, Later)]
+    waiting = [cell.name for cell in (row.retried, row.supervisor) if isinstance(cell, Later)]
     assert [] == [name for name in waiting if hasattr(agentcore, name)]
 
 
 def test_outcomes_from_outside_of_parts_that_have_come() -> None:
     """No outcome waits for a part that is there."""
-    waiting = {cell.name for cells in FROM_OUTSIDE.values() for cell in cells}
+    waiting = {cell.name for cells in FROM_OUTSIDE.values() for cell in cells.values() if isinstance(cell, Later)}
     assert [] == [name for name in sorted(waiting) if hasattr(agentcore, name)]
 
 
@@ -392,35 +164,6 @@ async def test_handle_error_fails_with_both_errors() -> None:
     assert agent.handled[0] is caught.value.errors[0]
     assert caught.value.errors[1] is caught.value.__cause__
     assert caught.value.errors[0] is not caught.value.errors[1]
-
-
-class Slow(BaseAgent):
-    """An agent that hangs until it is cancelled, and takes its time to unwind."""
-
-    def __init__(self) -> None:
-        super().__init__(AgentConfig("slow", "test"))
-        self.begun = anyio.Event()
-        self.let_go = anyio.Event()
-        self.let_go.set()
-        self.unwinding = anyio.Event()
-        self.task: BaseTask | None = None
-
-    async def initialize(self) -> bool:
-        return True
-
-    async def process(self, context: AgentContext) -> AgentResult:
-        self.task = context.task
-        self.begun.set()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            self.unwinding.set()
-            with anyio.CancelScope(shield=True):
-                await self.let_go.wait()
-        raise AssertionError("unreachable")
-
-    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
-        raise AssertionError(f"cancellation is no error: {error!r}")
 
 
 @simulate(runs=20)

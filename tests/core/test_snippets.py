@@ -7,15 +7,13 @@ that such a program uses of its event loop, and nothing here knows about AnyIO.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import trio
 
 from agentcore import (
     AgentCapability,
@@ -41,61 +39,7 @@ from agentcore import (
     get_function_registry,
     get_registry,
 )
-from agentcore.testing import run_sim
-
-FOR_EVER = 3600.0
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A program's own event loop: how it starts, sleeps, forks and gives up."""
-
-    run: Callable[[Callable[[], Awaitable[None]]], None]
-    sleep: Callable[[float], Awaitable[None]]
-    together: Callable[..., Awaitable[None]]
-    """Runs several argumentless async functions at once, to their ends."""
-    give_up: Callable[[float, Callable[[], Awaitable[Any]]], Awaitable[None]]
-    """Runs an async function and raises TimeoutError if it takes too long."""
-    simulate: Callable[[Callable[[], Awaitable[None]]], None]
-    """Runs the program in virtual time, which costs no waiting."""
-
-
-async def _asyncio_together(*functions: Callable[[], Any]) -> None:
-    await asyncio.gather(*(asyncio.create_task(function()) for function in functions))
-
-
-async def _asyncio_give_up(seconds: float, function: Callable[[], Any]) -> None:
-    await asyncio.wait_for(function(), seconds)
-
-
-async def _trio_together(*functions: Callable[[], Any]) -> None:
-    async with trio.open_nursery() as nursery:
-        for function in functions:
-            nursery.start_soon(function)
-
-
-async def _trio_give_up(seconds: float, function: Callable[[], Any]) -> None:
-    try:
-        with trio.fail_after(seconds):
-            await function()
-    except trio.TooSlowError as error:
-        raise TimeoutError from error
-
-
-ASYNCIO = Loop(
-    run=lambda main: asyncio.run(main()),  # type: ignore[arg-type]
-    sleep=asyncio.sleep,
-    together=_asyncio_together,
-    give_up=_asyncio_give_up,
-    simulate=lambda main: run_sim(main, backend="asyncio").unwrap(),
-)
-TRIO = Loop(
-    run=trio.run,
-    sleep=trio.sleep,
-    together=_trio_together,
-    give_up=_trio_give_up,
-    simulate=lambda main: run_sim(main, backend="trio").unwrap(),
-)
+from tests.core.loops import ASYNCIO, FOR_EVER, TRIO, Loop
 
 
 @pytest.fixture(params=[ASYNCIO, TRIO], ids=["asyncio", "trio"])

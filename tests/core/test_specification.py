@@ -118,6 +118,73 @@ BASE_AGENT: Final[tuple[Row, ...]] = (
     Call("BaseAgent.terminate", is_async=True),
 )
 
+CIRCUITS: Final[tuple[Row, ...]] = (
+    Members("CircuitState", ("CLOSED", "OPEN", "HALF_OPEN")),
+    Keywords(
+        "CircuitBreakerConfig",
+        (),
+        {
+            "failure_threshold": 3,
+            "success_threshold": 1,
+            "reset_timeout_ms": 250,
+            "excluded_exceptions": (KeyError, LookupError),
+        },
+    ),
+    *fields(
+        "CircuitBreakerConfig",
+        failure_threshold=int,
+        success_threshold=int,
+        reset_timeout_ms=float,
+        excluded_exceptions=tuple,
+    ),
+    # The specification leaves open what is measured; these are the design's.
+    *fields(
+        "CircuitBreakerMetrics",
+        successes=int,
+        failures=int,
+        failures_by_type=Mapping,
+        timeouts=int,
+        excluded=int,
+        rejected=int,
+        opened_count=int,
+        state_changes=int,
+        last_failure_at=datetime | None,
+    ),
+    Call("CircuitBreaker", ("name", ("config", None))),
+    *fields("CircuitBreaker", name=str, config=agentcore.CircuitBreakerConfig),
+    *properties(
+        "CircuitBreaker",
+        state=agentcore.CircuitState,
+        is_closed=bool,
+        is_open=bool,
+        is_half_open=bool,
+        metrics=agentcore.CircuitBreakerMetrics,
+    ),
+    Call("CircuitBreaker.allow_request", is_async=True),
+    Call("CircuitBreaker.on_success", is_async=True),
+    Call("CircuitBreaker.on_failure", ("error_type", ("count_towards_threshold", True)), is_async=True),
+    # Positional-only, so that the function may have a keyword `func` of its own.
+    Call("CircuitBreaker.execute", ("func", "/", "*args", "**kwargs"), is_async=True),
+    # "Periodically prune failure history": the specification gives it no name.
+    Call("CircuitBreaker.prune"),
+    Call("get_circuit_breaker", ("name", ("config", None))),
+    # Positional-only for the same reason.
+    Call("with_circuit_breaker", ("name", "func", "/", "*args", "**kwargs"), is_async=True),
+    # What the design adds.
+    Members("CircuitMode", ("NORMAL", "FORCED_OPEN", "DISABLED", "METRICS_ONLY")),
+    *properties("CircuitBreaker", mode=agentcore.CircuitMode, retry_after=float | None),
+    Call("CircuitBreaker.call", ("func", "/", "*args", "**kwargs")),
+    Call("CircuitBreaker.set_mode", ("mode",)),
+    Call("CircuitBreaker.isolate"),
+    Call("CircuitBreaker.reset"),
+    Call("CircuitBreaker.run_probes", is_async=True),
+    Call("KeyedCircuitBreaker", ("name", ("config", None))),
+    Call("KeyedCircuitBreaker.execute", ("key", "func", "/", "*args", "**kwargs"), is_async=True),
+    Call("clear_circuit_breakers", (("names", None),)),
+    Call("AgentRuntime.breaker", ("name", ("config", None))),
+    Call("AgentContext.breaker", ("name", ("config", None))),
+)
+
 REGISTRY: Final[tuple[Row, ...]] = (
     Base("Registry", (Generic,)),
     Call("Registry", ("name",)),
@@ -231,18 +298,22 @@ ERRORS: Final[tuple[Row, ...]] = (
     Base("TaskError", ("CoreError",)),
     Base("AgentError", ("CoreError",)),
     Base("CircuitBreakerError", ("CoreError",)),
+    Base("CircuitOpenError", ("CircuitBreakerError",)),
+    *fields("CircuitOpenError", retry_after=float | None),
     Base("WorkerPoolError", ("CoreError",)),
     Base("TaskNotFoundError", ("TaskError",)),
     Base("TaskExecutionError", ("TaskError",)),
     # Where the specification raises a builtin error, ours is one of that kind too.
     Base("TaskStateError", ("TaskError", ValueError)),
     Base("TaskTimeoutError", ("TaskError", TimeoutError)),
+    Base("CircuitTimeoutError", ("CircuitBreakerError", TimeoutError)),
 )
 
 TABLE: Final = MappingProxyType(
     {
         "agents": AGENTS,
         "base_agent": BASE_AGENT,
+        "circuits": CIRCUITS,
         "registry": REGISTRY,
         "tasks": TASKS,
         "base_task": BASE_TASK,
@@ -275,6 +346,10 @@ FRESH: Final[MappingProxyType[str, Callable[[], object]]] = MappingProxyType(
         "AgentResult": lambda: agentcore.AgentResult.success_result({}),
         "BaseAgent": lambda: _Agent(_config()),
         "BaseTask": lambda: agentcore.BaseTask.create("sample", {}),
+        "CircuitBreaker": lambda: agentcore.CircuitBreaker("sample"),
+        "CircuitBreakerConfig": agentcore.CircuitBreakerConfig,
+        "CircuitBreakerMetrics": lambda: agentcore.CircuitBreaker("sample").metrics,
+        "CircuitOpenError": lambda: agentcore.CircuitOpenError("sample"),
         "CoreError": lambda: agentcore.CoreError("sample"),
         "Registry": lambda: agentcore.Registry[str]("sample"),
         "TaskResult": lambda: agentcore.TaskResult.from_task(agentcore.BaseTask.create("sample", {})),
@@ -370,7 +445,18 @@ def test_a_field_is_there_from_the_start(row: Field) -> None:
     assert isinstance(getattr(FRESH[owner](), name), row.types)
 
 
-@pytest.mark.parametrize("name", ["AgentConfig", "AgentContext", "AgentResult", "BaseTask", "TaskResult"])
+RECORDS: Final = (
+    "AgentConfig",
+    "AgentContext",
+    "AgentResult",
+    "BaseTask",
+    "CircuitBreakerConfig",
+    "CircuitBreakerMetrics",
+    "TaskResult",
+)
+
+
+@pytest.mark.parametrize("name", RECORDS)
 def test_a_record_is_an_attrs_class(name: str) -> None:
     """Records are attrs classes, and their instances take no misspelt attribute."""
     assert attrs.has(getattr(agentcore, name))

@@ -3,5 +3,8 @@
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"tests.sweeps.{module}" for module in ("scenarios", "of_agents", "of_runtime", "of_tasks"))
+    *(
+        f"tests.sweeps.{module}"
+        for module in ("scenarios", "of_agents", "of_breakers", "of_pipeline", "of_runtime", "of_tasks")
+    )
 )

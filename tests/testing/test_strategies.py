@@ -14,7 +14,16 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-from agentcore import AgentConfig, AgentRuntime, BaseTask, TaskExecutionError, TaskPriority, TaskState
+from agentcore import (
+    AgentConfig,
+    AgentRuntime,
+    BaseTask,
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    TaskExecutionError,
+    TaskPriority,
+    TaskState,
+)
 from agentcore.testing import (
     BACKENDS,
     FIFO,
@@ -27,6 +36,7 @@ from agentcore.testing import (
     SimMachine,
     Target,
     agent_configs,
+    circuit_configs,
     explore,
     fault_plans,
     inject,
@@ -373,6 +383,25 @@ def test_configurations_shrink_to_the_defaults() -> None:
     assert AgentConfig("planner", "0", timeout=0.0) == fixed
 
 
+def test_configurations_of_circuits_are_valid_and_differ() -> None:
+    """Every field but the functions takes more than its default; a breaker takes every one."""
+    found = drawn(circuit_configs(), SOME)
+    for field in attrs.fields(CircuitBreakerConfig):
+        if field.name not in ("failure_if", "failure_if_result"):
+            assert 1 < len({repr(getattr(config, field.name)) for config in found}), field.name
+    for config in found:
+        assert config is CircuitBreaker("api", config).config
+
+
+def test_configurations_of_circuits_shrink_to_the_defaults() -> None:
+    """And take strategies by the names of the fields."""
+    assert CircuitBreakerConfig() == find(circuit_configs(), lambda config: True, settings=STABLE)
+    fixed = find(circuit_configs(failure_threshold=st.just(1)), lambda config: True, settings=STABLE)
+    assert CircuitBreakerConfig(failure_threshold=1) == fixed
+    with pytest.raises(TypeError, match="an argument of CircuitBreakerConfig: got threshold; it has failure_threshold"):
+        circuit_configs(threshold=st.just(1))
+
+
 # ---------------------------------------------------------------- the import
 
 
@@ -383,7 +412,7 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("exported", [SimMachine, agent_configs, fault_plans, schedules, tasks])
+@pytest.mark.parametrize("exported", [SimMachine, agent_configs, circuit_configs, fault_plans, schedules, tasks])
 def test_what_is_exported_reads_agentcore_testing(exported: Any) -> None:
     """Also what is loaded later than all else."""
     assert "agentcore.testing" == exported.__module__

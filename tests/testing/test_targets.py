@@ -5,7 +5,18 @@ from typing import Any
 import anyio
 import pytest
 
-from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, BaseAgent, Registry, TaskFactory
+from agentcore import (
+    AgentConfig,
+    AgentContext,
+    AgentResult,
+    AgentRuntime,
+    BaseAgent,
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    Registry,
+    TaskFactory,
+)
 from agentcore.testing import BACKENDS, InjectedFault, known_kinds, run_sim
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -113,5 +124,43 @@ def test_faults_hit_the_look_up_of_a_registry(backend: Any) -> None:
     assert [2, "fault", 1] == run_sim(main, backend=backend, plan="registry:tools#1:raise").unwrap()
 
 
+async def _call_through(breaker_name: str) -> tuple[str, int, float, int]:
+    breaker = CircuitBreaker(breaker_name, CircuitBreakerConfig(failure_threshold=1))
+
+    @breaker
+    async def fetch(what: str) -> str:
+        await anyio.sleep(1)
+        return what
+
+    try:
+        with anyio.move_on_after(5):
+            answer = await fetch("page")
+    except (InjectedFault, OSError) as error:
+        answer = type(error).__name__
+    try:
+        answer += await breaker.execute(str.upper, "+sync")
+    except (CircuitOpenError, OSError) as error:
+        answer += type(error).__name__
+    return answer, breaker.metrics.failures, anyio.current_time(), breaker.metrics.successes
+
+
+@backends
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ("", ("page+SYNC", 0, 1.0, 2)),
+        ("breaker:api#1:raise", ("InjectedFaultCircuitOpenError", 1, 0.0, 0)),
+        ("breaker:api#1:raise_after(OSError)", ("OSErrorCircuitOpenError", 1, 1.0, 0)),
+        ("breaker:api#1:delay(2)", ("page+SYNC", 0, 3.0, 2)),
+        ("breaker:api#2:raise(OSError)", ("pageOSError", 1, 1.0, 1)),
+        ("breaker:api#2:delay(2)", ("page+SYNC", 0, 3.0, 2)),
+        ("breaker:other#1:raise", ("page+SYNC", 0, 1.0, 2)),
+    ],
+)
+def test_faults_hit_what_a_breaker_calls(backend: Any, plan: str, expected: Any) -> None:
+    """Within the breaker, which counts them; what it rejects is no call."""
+    assert expected == run_sim(_call_through, "api", backend=backend, plan=plan).unwrap()
+
+
 def test_the_kinds_are_known() -> None:
-    assert {"agent", "handler", "registry", "thread"} <= set(known_kinds())
+    assert {"agent", "breaker", "handler", "registry", "thread"} <= set(known_kinds())
