@@ -30,6 +30,20 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
+# All that are quick. The tests of the oldest version are not among them: `coverage` runs the same.
+nox.options.sessions = [
+    "lint",
+    "layers",
+    "types",
+    *(f"tests-{version}" for version in PYTHONS[1:]),
+    "lowest",
+    "coverage",
+    "docs",
+    "examples",
+    "api",
+    "import_cost",
+    "wheel",
+]
 EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
@@ -131,7 +145,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(python=BASE)
 def coverage(session: nox.Session) -> None:
-    """Measure branch coverage: 95% of the package, all of its rules."""
+    """Run the tests and measure their branch coverage: 95% of the package, all of its rules."""
     install(session, "test")
     session.run("coverage", "erase")
     # Without the pages, which have a session of their own and take their time.

@@ -18,7 +18,7 @@ from agentcore import _interop
 from agentcore._breaker_records import CircuitBreakerMetrics
 from agentcore._circuit import Guard, SharedCircuit
 from agentcore._events import EventSink
-from agentcore._layer import GuardLayer, check_callable, check_name, invoke, is_async
+from agentcore._layer import GuardLayer, check_callable, check_decorated, check_name, invoke, is_async
 from agentcore._probing import run_probes
 from agentcore._rules.circuit import CircuitMode, CircuitState
 from agentcore._rules.circuit_config import CircuitBreakerConfig
@@ -258,13 +258,7 @@ class CircuitBreaker(GuardLayer):
         Raises:
             ConfigurationError: it is something else.
         """
-        check_callable(f"@{self.name}", func)
-        if any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in (func, type(func).__call__)):
-            raise ConfigurationError(
-                f"@{self.name} decorates functions that return: got the generator {func!r}; "
-                "put what may fail into a function, or write `async with` inside of it",
-                {"name": "func", "value": repr(func)},
-            )
+        check_decorated(self.name, func)
         if is_async(func):
             return super().__call__(func)
 

@@ -326,14 +326,15 @@ class Guard:
         if scope is not None:
             try:
                 scope.__exit__(exc_type, exc, traceback)
-            except BaseException as rest:
+            except BaseException as rest:  # noqa: ASYNC103 - of what is not raised again, the GeneratorExit goes on
                 if isinstance(exc, BaseExceptionGroup):  # trio: what is left of it without its cancellations
                     self._note_error(rest)
                 else:
                     self._circuit.give_back(self._token)
-                if isinstance(exc, GeneratorExit):
-                    return  # closed by somebody else, maybe without an event loop: what that lacks is no matter
-                raise
+                # Closed by somebody else, maybe without an event loop: what that lacks is no matter.
+                if not isinstance(exc, GeneratorExit):
+                    raise
+                return
             # Not what `__exit__` returns: trio says True as well if there was nothing to catch.
             if scope.cancelled_caught:
                 self.counted = True

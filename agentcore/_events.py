@@ -68,7 +68,7 @@ class Emitter:
         for sink in self._sinks:
             try:
                 sink(_record(raw))
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103 - see below
                 # A cancellation comes from something that the sink has looked at: nobody has cancelled the emitter.
                 if not isinstance(error, Exception) and _interop.cancellation_cause(error) is None:
                     raise

@@ -9,23 +9,38 @@ from __future__ import annotations
 import abc
 import functools
 import inspect
+import math
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from types import TracebackType
-from typing import Any, Final, ParamSpec, TypeVar, overload
+from types import CodeType, TracebackType
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, overload
 
+import anyio
+
+from agentcore import _interop
+from agentcore._rules.backoff import show
 from agentcore.errors import ConfigurationError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# The blocks that the present task is in, the innermost last, each with its layer. Tasks that are started inside have it
-# too, and leave their own blocks before they could come across one of their parent's.
-_entered: Final[ContextVar[tuple[tuple[object, AbstractAsyncContextManager[object, bool | None]], ...]]] = ContextVar(
-    "agentcore_entered", default=()
-)
 
+class _Block(NamedTuple):
+    """A block in a layer, with the task that is in it."""
+
+    layer: object
+    owner: weakref.ref[object]
+    guard: AbstractAsyncContextManager[object, bool | None]
+
+
+# The blocks that the present task is in, the innermost last. There may be those of other tasks among them: of the one that
+# has started it, and of any with the same context.
+_entered: Final[ContextVar[tuple[_Block, ...]]] = ContextVar("agentcore_entered", default=())
+
+
+_GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 _MOST_NOTES: Final = 16
 """On one error, whoever has added them."""
@@ -45,7 +60,7 @@ def check_name(part: str, name: object) -> None:
     """
     if not isinstance(name, str) or not name:
         raise ConfigurationError(
-            f"name of a {part} must be a string that is not empty: got {name!r}; give it one",
+            f"name of a {part} must be a string that is not empty: got {show(name)}; give it one",
             {"name": "name", "value": name},
         )
 
@@ -63,8 +78,54 @@ def check_callable(subject: str, func: object) -> None:
         remedy = f"write {func.__name__}, not {func.__name__}()"
         func.close()
     raise ConfigurationError(
-        f"{subject} takes a function: got {func!r}; {remedy}", {"name": "func", "value": repr(func)}
+        f"{subject} takes a function: got {show(func)}; {remedy}", {"name": "func", "value": show(func)}
     )
+
+
+def dispose(*values: object) -> None:
+    """Close coroutines that were given by mistake: nobody will await them, which Python would complain of."""
+    for value in values:
+        if inspect.iscoroutine(value):
+            value.close()
+
+
+def refuse_generator(subject: str, func: Callable[..., Any], remedy: str) -> None:
+    """Accept functions that return: what a generator does is done when somebody goes through it, outside of every layer.
+
+    Raises:
+        ConfigurationError: it makes a generator, asynchronous or not.
+    """
+    inner: object = func
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    # Some generators can be awaited, and are coroutines: those of `types.coroutine`.
+    if isinstance(code, CodeType) and code.co_flags & _GENERATORS and not code.co_flags & inspect.CO_ITERABLE_COROUTINE:
+        raise ConfigurationError(
+            f"{subject} functions that return: got the generator {func!r}; {remedy}",
+            {"name": "func", "value": repr(func)},
+        )
+
+
+def check_decorated(name: str, func: Callable[..., Any]) -> None:
+    """Accept what a layer can decorate, asynchronous or not.
+
+    Raises:
+        ConfigurationError: it cannot be called, or makes a generator.
+    """
+    check_callable(f"@{name}", func)
+    refuse_generator(
+        f"@{name} decorates", func, "put what may fail into a function, or write `async with` inside of it"
+    )
+
+
+def is_cancelled(requests: int) -> bool:
+    """Tell whether the caller is being cancelled, by a scope or by asyncio's own ways.
+
+    Args:
+        requests: what `_interop.cancel_requests` gave when the call began. Some may never have been taken back since.
+    """
+    return anyio.current_effective_deadline() == -math.inf or _interop.cancel_requests() > requests
 
 
 def is_async(func: Callable[..., Any]) -> bool:
@@ -118,7 +179,7 @@ class Layer(abc.ABC):
         """Call a function through this layer. Adds no checkpoint, but where the layer waits.
 
         Args:
-            func: a function, asynchronous or not; a synchronous one runs here, in the event loop.
+            func: a function, asynchronous or not, but no generator; a synchronous one runs here, in the event loop.
             *args: its arguments.
             **kwargs: its arguments.
 
@@ -126,10 +187,12 @@ class Layer(abc.ABC):
             What it returns.
 
         Raises:
-            ConfigurationError: it is no function.
+            ConfigurationError: it is no function, or one that makes a generator.
             Exception: whatever the function raises, and the errors of this layer.
         """
-        check_callable(f"execute of {self.name!r}", func)
+        subject = f"execute of {self.name!r}"
+        check_callable(subject, func)
+        refuse_generator(f"{subject} takes", func, "pass a function that goes through it")
         return await self._execute(func, args, kwargs)
 
     @abc.abstractmethod
@@ -145,7 +208,7 @@ class Layer(abc.ABC):
         Raises:
             ConfigurationError: it is something else.
         """
-        check_callable(f"@{self.name}", func)
+        check_decorated(self.name, func)
         if not is_async(func):
             raise ConfigurationError(
                 f"@{self.name} decorates coroutine functions: got {func!r}; write `async def`, or call it by `execute`",
@@ -157,6 +220,35 @@ class Layer(abc.ABC):
             return await self.execute(func, *args, **kwargs)
 
         return call
+
+    # No coroutines: there is nothing to wait for, and nothing to cancel.
+
+    def __aenter__(self) -> Awaitable[None]:
+        """Refuse to stand around a block.
+
+        Raises:
+            ConfigurationError: always; what can do it is a `GuardLayer`.
+        """
+        raise self._no_block()
+
+    def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Awaitable[bool | None]:
+        """Refuse as well.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise self._no_block()
+
+    def _no_block(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"`async with` needs layers that can stand around a block: got {self!r}; call a function by `execute`",
+            {"name": self.name},
+        )
 
 
 class GuardLayer(Layer):
@@ -179,7 +271,9 @@ class GuardLayer(Layer):
         """Begin a block in this layer. It is left in the same task."""
         guard = self.guard()
         await guard.__aenter__()
-        _entered.set((*_entered.get(), (self, guard)))
+        # Those of tasks that have ended would be handed on for ever, from each task to the ones that it starts.
+        blocks = tuple(block for block in _entered.get() if block.owner() is not None)
+        _entered.set((*blocks, _Block(self, weakref.ref(_interop.current_owner()), guard)))
 
     async def __aexit__(
         self,
@@ -189,7 +283,10 @@ class GuardLayer(Layer):
     ) -> bool | None:
         """End the innermost block in this layer that the task has begun."""
         blocks = _entered.get()
-        index = max((index for index, (layer, _) in enumerate(blocks) if layer is self), default=None)
+        # Of this very task: a generator that is closed in the name of another task must not end that one's block.
+        owner = _interop.current_owner()
+        own = (index for index, block in enumerate(blocks) if block.layer is self and block.owner() is owner)
+        index = max(own, default=None)
         if index is None:
             self._abandon()
             if exc_type is GeneratorExit:  # closed by somebody else, as by an event loop that ends with tasks pending
@@ -200,4 +297,4 @@ class GuardLayer(Layer):
                 {"name": self.name},
             )
         _entered.set((*blocks[:index], *blocks[index + 1 :]))
-        return await blocks[index][1].__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - shields itself if it waits
+        return await blocks[index].guard.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - shields itself if it waits

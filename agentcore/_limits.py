@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Final, final
 
 import anyio
+import anyio.lowlevel
 import attrs
 
 from agentcore import _interop
@@ -26,17 +27,30 @@ from agentcore._rules.backoff import check_number
 from agentcore._rules.rate import TokenBucket, TokenLine
 from agentcore.errors import BulkheadFullError, RateLimitError
 
+_LATE: Final = 0.05
+"""Seconds after its own time when somebody in a line looks whether another event loop holds it up."""
+
 
 @final
 class Ticket:
     """A caller in a line, in whichever event loop it waits."""
 
-    __slots__ = ("_wake_up", "gone", "turn")
+    __slots__ = ("_wake_up", "gone", "loop", "turn")
 
     def __init__(self) -> None:
+        self.loop = anyio.lowlevel.current_token().native_token
         self.turn = anyio.Event()
         self.gone = False
         self._wake_up = _interop.wake_up_function()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until its turn, or for some time."""
+        try:
+            with anyio.move_on_after(seconds):
+                await self.turn.wait()
+        except RuntimeError as error:
+            # When the coroutine is closed by the garbage collector: a scope cannot be left without its event loop.
+            raise error.__context__ if isinstance(error.__context__, GeneratorExit) else error  # noqa: B904 - the same
 
     def call(self) -> bool:
         """Tell the caller, from any thread, that it is its turn; False if its event loop has been closed meanwhile."""
@@ -150,7 +164,7 @@ class Bulkhead(_Limit):
         ConfigurationError: an argument is not usable.
     """
 
-    __slots__ = ("_rejected", "_slots", "limit", "queue")
+    __slots__ = ("_blocks", "_rejected", "_slots", "limit", "queue")
 
     def __init__(self, limit: int, *, queue: int = 0, name: str = "bulkhead") -> None:
         super().__init__(name)
@@ -161,6 +175,8 @@ class Bulkhead(_Limit):
         self.queue: Final = queue
         self._slots: Final[Slots[Ticket]] = Slots(limit)
         self._rejected = 0
+        # One for each block that holds a place; a deque, since no lock can be taken where a block is closed by force.
+        self._blocks: Final[deque[None]] = deque()
 
     def __repr__(self) -> str:
         now = self.statistics()
@@ -179,7 +195,7 @@ class Bulkhead(_Limit):
 
     def guard(self) -> AbstractAsyncContextManager[object, bool | None]:
         """Return a context manager for one block."""
-        return _Block(self._begin, self._end)
+        return _Block(self._begin_block, self._abandon)
 
     async def _execute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         await self._begin()
@@ -214,10 +230,19 @@ class Bulkhead(_Limit):
             self._leave(ticket)
             raise
 
+    async def _begin_block(self) -> None:
+        await self._begin()
+        self._blocks.append(None)
+
     def _end(self) -> None:
         self._leave(None)
 
-    _abandon = _end
+    def _abandon(self) -> None:
+        try:
+            self._blocks.pop()
+        except IndexError:  # who leaves has never entered: there is nothing to give back
+            return
+        self._end()
 
     def _remove(self, ticket: Ticket | None) -> Ticket | None:
         return None if ticket is not None and self._slots.withdraw(ticket) else self._slots.give()
@@ -247,9 +272,11 @@ class RateLimit(_Limit):
         answer = await limit.execute(fetch, url)
 
     A token comes every ``per / rate`` seconds, and `burst` of them can be saved up. So from any moment on, no more than
-    ``burst + rate * t / per`` calls begin in t seconds. A call that finds none waits in order of arrival. Waiting is a
-    checkpoint; a call that need not wait adds none. Who is cancelled while it waits costs no token. A call that has begun
-    does, whatever comes of it.
+    ``burst + rate * t / per`` calls begin in t seconds. A call that finds none waits in order of arrival; but an event loop
+    that is blocked does not hold up the others, whose calls go first then. Waiting is a checkpoint; a call that need not
+    wait adds none. Who is cancelled while it waits costs no token. A call that has begun does, whatever comes of it.
+
+    Without `burst` a whole time's calls can be saved up, and twice as many begin in the first one.
 
     A wait that would be longer than `max_wait`, or than the caller's deadline allows, is not begun: the call is rejected at
     once.
@@ -328,27 +355,29 @@ class RateLimit(_Limit):
         if left == -math.inf:  # cancelled already, as the first checkpoint will tell
             left = math.inf
         ticket = Ticket()
-        first = self._join(ticket, left)
+        seconds = self._join(ticket, left)
         try:
-            if not first:
-                await ticket.turn.wait()
-            while seconds := self._take(ticket):  # noqa: ASYNC110 - it waits for time
-                await anyio.sleep(seconds)
+            while True:
+                if ticket.turn.is_set():
+                    await anyio.sleep(seconds)
+                else:
+                    await ticket.wait(seconds + _LATE)
+                if not (seconds := self._take(ticket)):
+                    return
         except BaseException:
             self._leave(ticket)
             raise
 
-    def _join(self, ticket: Ticket, left: float) -> bool:
-        """Get into the line; tell whether the ticket is the first."""
-        first = False
+    def _join(self, ticket: Ticket, left: float) -> float:
+        """Get into the line; return the seconds that it will take."""
         with self._lock:
             wait = self._line.wait(_interop.clock())
             too_long = self.max_wait is not None and wait > self.max_wait
             # Whoever is served at its very deadline is cancelled all the same.
             if rejected := too_long or wait >= left:
                 self._rejected += 1
-            else:
-                first = self._line.join(ticket)
+            elif self._line.join(ticket):
+                ticket.turn.set()
         self._settle()
         if rejected:
             limit = (
@@ -359,18 +388,21 @@ class RateLimit(_Limit):
                 f"{limit}: got one that would wait for {wait:.3g} s; call again then, or allow more time",
                 {"name": self.name, "retry_after": wait},
             )
-        return first
+        return wait
 
     def _take(self, ticket: Ticket) -> float:
-        """Take a token for the first in line; return 0, or the seconds until there will be one."""
-        following = None
+        """Take a token; return 0, or the seconds until it is of use to ask again.
+
+        One who is late is overtaken, unless it waits in the same event loop: there it is no later than the others.
+        """
         with self._lock:
-            seconds = self._line.take(_interop.clock())
+            seconds = self._line.take(ticket, _interop.clock(), lambda other: other.loop is ticket.loop)
             if not seconds:
                 ticket.gone = True
-                following = self._line.first()
-        if following is not None and not following.call():
-            self._leaving.append(following)
+            first = self._line.first()
+        # To call one again who knows harms nothing, and shows whether its event loop has been closed.
+        if first is not None and first is not ticket and not first.call():
+            self._leaving.append(first)
         self._settle()
         return seconds
 

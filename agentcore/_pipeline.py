@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -18,8 +17,9 @@ from typing import Any, Final, Self, final
 
 import anyio
 
-from agentcore._layer import GuardLayer, Layer, invoke, note_once
-from agentcore._rules.backoff import check_number
+from agentcore import _interop
+from agentcore._layer import GuardLayer, Layer, dispose, invoke, is_cancelled, note_once
+from agentcore._rules.backoff import check_number, show
 from agentcore._rules.retry import covers, to_exceptions
 from agentcore.errors import CallTimeoutError, ConfigurationError
 
@@ -136,8 +136,9 @@ class Fallback(Layer):
     ) -> None:
         super().__init__(name)
         if not callable(handler):
+            dispose(handler)
             raise ConfigurationError(
-                f"handler of fallback {name!r} must be a function: got {handler!r}; write Fallback.value(...) for a value",
+                f"handler of fallback {name!r} must be a function: got {show(handler)}; write Fallback.value(...) for a value",
                 {"name": "handler", "value": handler},
             )
         self._handler: Final = handler
@@ -165,11 +166,12 @@ class Fallback(Layer):
         return cls(lambda _error: value, on=on, name=name)
 
     async def _execute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        requests = _interop.cancel_requests()
         try:
             return await invoke(func, args, kwargs)
         except Exception as error:
             # Whoever is cancelled waits for no answer; an error of its clean-up must not vanish behind one.
-            if not covers(self.on, error) or anyio.current_effective_deadline() == -math.inf:
+            if not covers(self.on, error) or is_cancelled(requests):
                 raise
             return await self._answer(error, args, kwargs)
 
@@ -215,7 +217,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 class Pipeline(GuardLayer):
     """Several layers around a call, the first one outermost; a layer itself.
 
-        pipeline = Pipeline(Fallback(remember), Retry(), breaker, Bulkhead(10), Timeout(2.5))
+        pipeline = Pipeline(Fallback(remember), Retry(), RateLimit(100), Bulkhead(10), breaker, Timeout(2.5))
         answer = await pipeline.execute(fetch, url)
 
     A layer counts what it sees: all that is inside of it is one call to it. Adds no checkpoint of its own.
@@ -224,30 +226,37 @@ class Pipeline(GuardLayer):
     cannot be run twice, nor of `Fallback`, since it has no result.
 
     Args:
-        *layers: the layers, pipelines among them.
+        *layers: the layers, pipelines among them. Each is in it once, those in its pipelines included.
         name: what it is called, in messages.
 
     Raises:
         ConfigurationError: an argument is not usable.
     """
 
-    __slots__ = ("_guards", "layers")
+    __slots__ = ("_all", "_guards", "layers")
 
     def __init__(self, *layers: Layer, name: str = "pipeline") -> None:
         super().__init__(name)
-        for index, layer in enumerate(layers):
+        found: list[Layer] = []
+        for layer in layers:
             if not isinstance(layer, Layer):
+                dispose(*layers)
                 remedy = (
                     f"write {layer.__name__}(...)" if isinstance(layer, type) else "give it layers, outermost first"
                 )
                 raise ConfigurationError(
-                    f"pipeline {name!r} is made of layers: got {layer!r}; {remedy}", {"name": "layers", "value": layer}
-                )
-            if any(layer is other for other in layers[:index]):
-                raise ConfigurationError(
-                    f"pipeline {name!r} takes each layer once: got {layer!r} again; leave one out, or make a second one",
+                    f"pipeline {name!r} is made of layers: got {show(layer)}; {remedy}",
                     {"name": "layers", "value": layer},
                 )
+            for part in (layer, *layer._all) if isinstance(layer, Pipeline) else (layer,):
+                if any(part is other for other in found):
+                    raise ConfigurationError(
+                        f"pipeline {name!r} takes each layer once: got {part!r} again; "
+                        "leave one out, or make a second one",
+                        {"name": "layers", "value": part},
+                    )
+                found.append(part)
+        self._all: Final[tuple[Layer, ...]] = tuple(found)
         self.layers: Final[tuple[Layer, ...]] = layers
         self._guards: Final = tuple(layer for layer in layers if isinstance(layer, GuardLayer))
 

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
+import functools
 import logging
 import math
 import threading
@@ -13,8 +14,8 @@ import anyio
 import attrs
 
 from agentcore import _interop
-from agentcore._layer import Layer, invoke, is_async, note_once
-from agentcore._rules.backoff import Backoff, check_number
+from agentcore._layer import Layer, dispose, invoke, is_async, is_cancelled, note_once
+from agentcore._rules.backoff import Backoff, check_number, show
 from agentcore._rules.rate import TokenBucket
 from agentcore._rules.retry import Course, Facts, GaveUp, Selection, to_exceptions
 from agentcore.errors import ConfigurationError
@@ -125,12 +126,12 @@ class Retry(Layer):
         backoff: how long to wait between them.
         on: exceptions that are retried, a class or several.
         never_on: exceptions of these that are not.
-        retry_if: tells of one of the others whether it is.
-        retry_if_result: tells of a result whether there should be a further attempt.
+        retry_if: tells of one of the others whether it is. If it raises, that is logged, and means no.
+        retry_if_result: tells of a result whether there should be a further attempt. If it raises, the same.
         budget: pays for all attempts but the first; without it they are limited by `attempts` alone.
         open_circuit: ``"give_up"``, or ``"wait"``.
         max_elapsed: seconds from the first attempt on in which a further one may begin; None for no limit.
-        on_retry: is called with a `RetryNotice` before each wait. What it raises is logged, and harms nothing.
+        on_retry: is called with a `RetryNotice` before each wait. An Exception that it raises is logged, and harms nothing.
         name: what it is called, in messages.
 
     Raises:
@@ -174,7 +175,7 @@ class Retry(Layer):
         self._selection: Final = Selection(
             to_exceptions(subject, "on", on),
             to_exceptions(subject, "never_on", never_on),
-            retry_if,
+            None if retry_if is None else functools.partial(self._ask, retry_if),
             open_circuit == "wait",
         )
         self._retry_if_result: Final = retry_if_result
@@ -182,6 +183,7 @@ class Retry(Layer):
 
     async def _execute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         course = Course(self.attempts, self.backoff)
+        requests = _interop.cancel_requests()
         ends_at = math.inf if self.max_elapsed is None else anyio.current_time() + self.max_elapsed
         if self.budget is not None:
             self.budget._earn()
@@ -189,22 +191,22 @@ class Retry(Layer):
             try:
                 result = await invoke(func, args, kwargs)
             except Exception as error:
-                wait = self._after_error(course, ends_at, error)
+                wait = self._after_error(course, ends_at, requests, error)
                 if wait is None:
                     raise
             else:
-                if self._retry_if_result is None or not self._retry_if_result(result):
+                if self._retry_if_result is None or not self._ask(self._retry_if_result, result):
                     return result
-                wait = self._after_result(course, ends_at)
+                wait = self._after_result(course, ends_at, requests)
                 if wait is None:
                     return result
             # Out of the handler: the errors of the next attempt must not trail those of all attempts before.
             await self._pause(course, wait)
 
-    def _after_error(self, course: Course, ends_at: float, error: Exception) -> float | None:
+    def _after_error(self, course: Course, ends_at: float, requests: int, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt; None to raise the error."""
         facts = self._selection.examine(error)
-        decision = self._decide(course, facts, ends_at)
+        decision = self._decide(course, facts, ends_at, requests)
         if not isinstance(decision, GaveUp):
             self._tell(course, decision, error)
             return decision
@@ -215,20 +217,28 @@ class Retry(Layer):
             note_once(error, f"retry {self.name!r} gave up", f"after {attempts}: {decision}")
         return None
 
-    def _after_result(self, course: Course, ends_at: float) -> float | None:
+    def _after_result(self, course: Course, ends_at: float, requests: int) -> float | None:
         """Return the seconds to wait before the next attempt; None to return the result."""
-        decision = self._decide(course, Facts(retryable=True), ends_at)
+        decision = self._decide(course, Facts(retryable=True), ends_at, requests)
         if isinstance(decision, GaveUp):
             return None
         self._tell(course, decision, None)
         return decision
 
-    def _decide(self, course: Course, facts: Facts, ends_at: float) -> float | GaveUp:
+    def _ask(self, predicate: Callable[[Any], object], value: object) -> bool:
+        """Ask a function of the user. What has come of the call must not be lost behind an error of it."""
+        try:
+            return bool(predicate(value))
+        except Exception:
+            _logger.exception("predicate %r of retry %r raised; the call is not made again", predicate, self.name)
+            return False
+
+    def _decide(self, course: Course, facts: Facts, ends_at: float, requests: int) -> float | GaveUp:
         now = anyio.current_time()
         return course.after(
             facts,
             _interop.sources.get().random.random,
-            until_deadline=anyio.current_effective_deadline() - now,
+            until_deadline=-math.inf if is_cancelled(requests) else anyio.current_effective_deadline() - now,
             until_elapsed=ends_at - now,
             afford=None if self.budget is None else self.budget._spend,
         )
@@ -243,6 +253,9 @@ class Retry(Layer):
             self._on_retry(notice)
         except Exception:
             _logger.exception("on_retry %r of retry %r raised; the call is made again", self._on_retry, self.name)
+        except BaseException:
+            self._settle(course)
+            raise
 
     async def _pause(self, course: Course, wait: float) -> None:
         try:
@@ -259,10 +272,11 @@ class Retry(Layer):
 
 def _unusable(subject: str, name: str, value: object, rule: str, remedy: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{name} of {subject} must be {rule}: got {value!r}; {remedy}", {"name": name, "value": value}
+        f"{name} of {subject} must be {rule}: got {show(value)}; {remedy}", {"name": name, "value": value}
     )
 
 
 def _check_function(subject: str, name: str, function: object) -> None:
     if function is not None and (not callable(function) or is_async(function)):
+        dispose(function)
         raise _unusable(subject, name, function, "a function that is not asynchronous", "write `def`, or pass None")

@@ -11,6 +11,7 @@ reserves, and both together are more than the bucket ever holds. In a line all w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class TokenBucket:
         missing = count - self.available(now)
         if missing <= 0:
             return 0.0
-        behind = 0.0 if self._at is None else self._at - now
+        behind = 0.0 if self._at is None else max(0.0, self._at - now)
         return behind + missing / self.rate if self.rate else math.inf
 
     def give(self, amount: float) -> None:
@@ -117,11 +118,8 @@ class TokenLine(Generic[T]):
         Returns:
             0, or the seconds until it is of use to ask again: until there will be a token, or one for each in the line.
         """
-        for other in self._line:
-            if other is ticket:
-                break
-            if respects(other):
-                return self.bucket.wait(now, len(self._line))
+        if any(map(respects, itertools.takewhile(lambda other: other != ticket, self._line))):
+            return self.bucket.wait(now, len(self._line))
         if not self.bucket.try_take(now):
             return self.bucket.wait(now)
         del self._line[ticket]

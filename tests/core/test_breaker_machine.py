@@ -26,12 +26,14 @@ from tests.core.circuits import Down, Stop, admissions_of, permits_of, probers_o
 RESET, CAP = 10.0, 25.0
 LATE = 3.0
 """Seconds that a deadline leaves to a call."""
+POLL = 0.5
+"""Seconds after which a caller asks again who does not know when the breaker's own probe will have ended."""
 
 SOME = settings(
     database=None,
     derandomize=True,
     deadline=None,
-    max_examples=100,
+    max_examples=60,
     stateful_step_count=25,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
@@ -203,6 +205,7 @@ class BreakerMachine(SimMachine):
 
     # By hand.
 
+    @precondition(lambda self: self.active)
     @rule(answer=st.sampled_from(["ok", "fail", "excluded", "hang"]))
     def change_the_service(self, answer: str) -> None:
         """Have the breaker's own probes succeed, fail, say nothing or hang."""
@@ -264,19 +267,16 @@ class BreakerMachine(SimMachine):
         if self.books.answer != "excluded":
             self.books.answer = "ok"
         self.sim.run(self._check_liveness)
-        closed = self.breaker.metrics
-        for call in self.open_calls:
-            if not call.done:
-                self.sim.call(call.go_on.set)
+        self.sim.run(anyio.sleep, 0.001)  # whoever has been started goes in
+        # What is still under way belongs to an era that is over now, whatever it brings.
+        self.sim.call(self.breaker.reset)
+        before = self.breaker.metrics
+        for call in self.running:
+            call.outcome = "ok" if len(self.open_calls) % 2 else "fail"
+            self.sim.call(call.go_on.set)
         self.sim.run(anyio.sleep, CAP)
-        assert [] == [call for call in self.open_calls if not call.done]
-        # What was let go came back well: it may count in the closed era, and moves nothing.
-        after = self.breaker.metrics
-        assert (True, (), closed.opened_count) == (
-            self.breaker.is_closed,
-            permits_of(self.breaker),
-            after.opened_count,
-        )
+        assert [] == self.running
+        assert (True, (), before) == (self.breaker.is_closed, permits_of(self.breaker), self.breaker.metrics)
         assert int(self.active) == probers_of(self.breaker)
         del self.open_calls
         gc.collect()
@@ -285,15 +285,18 @@ class BreakerMachine(SimMachine):
 
     async def _check_liveness(self) -> None:
         """Check that a call is let through within the longest open period and the time of one probe."""
+        within = CAP + self.lease
+        if self.active:
+            # The breaker's own probes take their time first. For one that never tells, callers wait for once more.
+            within += (
+                self.lease if self.books.answer == "excluded" else POLL + 0.1 * self.breaker.config.success_threshold
+            )
         start = anyio.current_time()
-        rejections = 0
         while (seconds := await self._rejected()) is not None:
             assert 0 < seconds <= CAP + self.lease
-            rejections += 1
-            assert rejections <= 6
-            await anyio.sleep(seconds)
-        assert anyio.current_time() - start <= CAP + self.lease + 1e-6
-        with anyio.fail_after(self.breaker.config.success_threshold * (CAP + self.lease)):
+            await anyio.sleep(min(seconds, POLL) if self.active else seconds)
+        assert anyio.current_time() - start <= within + 1e-6
+        with anyio.fail_after(self.breaker.config.success_threshold * (CAP + 2 * self.lease)):
             while not self.breaker.is_closed:  # noqa: ASYNC110 - nobody else closes it
                 await anyio.sleep(await self._rejected() or 0)
 
@@ -351,11 +354,11 @@ class BreakerMachine(SimMachine):
     async def _nest(self, call: Call) -> None:
         async def outer() -> None:
             era = self.breaker.metrics.state_changes
-            was_probe = self.breaker.is_half_open
             await self._serve(call)
-            if self.breaker.metrics.state_changes == era and was_probe and permits_of(self.breaker):
+            until = call.probes_until
+            if until is not None and anyio.current_time() < until and self.breaker.metrics.state_changes == era:
                 # The lease lives on: a call in the same task is a part of the probe.
-                assert "well" == await self.breaker.execute(succeed)
+                assert await self._rejected() is None
 
         await self.breaker.execute(outer)
 

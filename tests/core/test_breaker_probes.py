@@ -162,6 +162,22 @@ async def test_a_failed_probe_ends_the_attempt() -> None:
     assert (True, 0) == (breaker.is_open, breaker.metrics.successes)
 
 
+@simulate(runs=5)
+async def test_each_attempt_counts_for_itself() -> None:
+    """A success of an attempt that has failed is none of the next one."""
+    breaker = make(success_threshold=2)
+    await due(breaker)
+    for _ in range(3):
+        await breaker.execute(succeed)
+        with pytest.raises(Down):
+            await breaker.execute(fail)
+        await anyio.sleep(RESET)
+    await breaker.execute(succeed)
+    assert breaker.is_half_open
+    await breaker.execute(succeed)
+    assert breaker.is_closed
+
+
 # ---------------------------------------------------------------- for how long
 
 

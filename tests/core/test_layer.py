@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
@@ -160,11 +160,7 @@ async def test_decorator() -> None:
     assert [3, 3] == await Twice("twice")(AsyncAdder())(1, 2)
 
 
-async def numbers() -> AsyncGenerator[int]:
-    yield 1
-
-
-@pytest.mark.parametrize("function", [add, Adder(), functools.partial(add), numbers, AsyncAdder])
+@pytest.mark.parametrize("function", [add, Adder(), functools.partial(add), AsyncAdder])
 def test_decorator_refuses_what_is_not_asynchronous(function: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Twice("twice")(function)
@@ -242,11 +238,11 @@ async def test_blocks_are_left_innermost_first() -> None:
     await one.__aenter__()
     await other.__aenter__()
     await one.__aenter__()
-    assert [one, other, one] == [layer for layer, _ in _entered.get()]
+    assert [one, other, one] == [block.layer for block in _entered.get()]
     await one.__aexit__(None, None, None)
-    assert [one, other] == [layer for layer, _ in _entered.get()]
+    assert [one, other] == [block.layer for block in _entered.get()]
     await one.__aexit__(None, None, None)
-    assert [other] == [layer for layer, _ in _entered.get()]
+    assert [other] == [block.layer for block in _entered.get()]
     await other.__aexit__(None, None, None)
     assert () == _entered.get()
 

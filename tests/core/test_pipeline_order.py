@@ -168,8 +168,8 @@ async def test_a_timeout_outside_of_a_bulkhead_limits_the_wait_too() -> None:
 
 
 @simulate(runs=2)
-async def test_a_bulkhead_outside_of_a_breaker_queues_up_for_nothing() -> None:
-    """Inside, nobody waits for a place only to hear that the circuit is open."""
+async def test_a_bulkhead_outside_of_a_breaker_may_queue_up_for_nothing() -> None:
+    """That is its price: who waits for a place may hear in the end that the circuit is open."""
     for inside in (True, False):
         circuit, bulkhead = breaker(1), Bulkhead(1, queue=1)
         await outcome_of(circuit, Failing())
@@ -178,6 +178,25 @@ async def test_a_bulkhead_outside_of_a_breaker_queues_up_for_nothing() -> None:
             group.start_soon(bulkhead.execute, anyio.sleep, 3)
             await anyio.wait_all_tasks_blocked()
             assert (CircuitOpenError, 0 if inside else 3) == await outcome_of(Pipeline(*layers), hanging)
+
+
+@simulate(runs=2)
+async def test_whoever_the_breaker_lets_through_goes_to_the_service_at_once() -> None:
+    """If it waits outside. Inside, those who stand in line were let through before the service failed."""
+    for limit in (Bulkhead(1, queue=9), RateLimit(1, burst=1)):
+        for inside in (True, False):
+            circuit, failing = breaker(1), Failing()
+            layers = (circuit, limit) if inside else (limit, circuit)
+
+            async def fail_slowly(failing: Failing = failing) -> None:
+                await anyio.sleep(0.5)
+                await failing()
+
+            await anyio.sleep(1)
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(outcome_of, Pipeline(*layers), fail_slowly)
+            assert (5 if inside else 1) == len(failing.at)
 
 
 # RateLimit.
@@ -212,8 +231,8 @@ async def test_retry_comes_back_when_the_rate_limit_says() -> None:
 
 
 @simulate(runs=2)
-async def test_a_rate_limit_inside_of_a_breaker_costs_no_tokens_while_it_is_open() -> None:
-    """Outside, rejected calls use up what others need; and its own rejections would count as failures inside."""
+async def test_a_rate_limit_outside_of_a_breaker_costs_tokens_while_it_is_open() -> None:
+    """That is its price: rejected calls have paid too. Its own rejections say nothing of the service."""
     for inside in (True, False):
         circuit, limit = breaker(1), RateLimit(0.001, burst=5)
         await outcome_of(circuit, Failing())
@@ -221,8 +240,7 @@ async def test_a_rate_limit_inside_of_a_breaker_costs_no_tokens_while_it_is_open
             layers = (circuit, limit) if inside else (limit, circuit)
             assert (CircuitOpenError, 0) == await outcome_of(Pipeline(*layers), hanging)
         assert (5 if inside else 0) == limit.statistics().available
-    config = CircuitBreakerConfig(failure_threshold=1, excluded_exceptions=(RateLimitError, BulkheadFullError))
-    circuit, limit = CircuitBreaker("api", config), RateLimit(0.001, burst=1, max_wait=0)
+    circuit, limit = breaker(1), RateLimit(0.001, burst=1, max_wait=0)
     for expected in ("fine", RateLimitError):
         assert (expected, 0) == await outcome_of(Pipeline(circuit, limit), returning("fine"))
     assert circuit.is_closed
@@ -267,9 +285,9 @@ async def test_all_layers_together_leave_nothing_behind(sim: Any) -> None:
     pipeline = Pipeline(
         Fallback.value("degraded"),
         Retry(3, budget=budget, open_circuit="wait", max_elapsed=5),
-        circuit,
         limit,
         bulkhead,
+        circuit,
         Timeout(0.5),
     )
     broken = True

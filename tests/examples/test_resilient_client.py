@@ -214,7 +214,6 @@ async def test_what_hangs_is_cut_and_then_left_alone() -> None:
         cut = await here.service.tell(until={"running": 0, "connections": 0})
         # Whoever waits for a place gets one when a request has been cut, and the fifth time the circuit is open.
         assert 0 < cut["abandoned"] == cut["requests"] <= 8 + 4
-        assert cut["peak"] <= 8
         metrics = here.breaker.metrics
         assert {"CallTimeoutError": 5} == metrics.failures_by_type
         assert 5 == metrics.failures == metrics.timeouts

@@ -222,14 +222,14 @@ class World:
         """Ask when a probe is due."""
         leases = self._leases()
         seconds = self.circuit.due_in(self.now)
-        self._follow_time(leases, must=self._decides() and self.state is HALF_OPEN)
+        self._follow_time(leases, must=self._decides() and self.state is not CLOSED)
         if not self._decides() or self.state is CLOSED:
             assert seconds == math.inf
         else:
             copy, _ = fork(self.circuit)
             assert 0 <= seconds <= max(self.circuit.period, self.config.probe_timeout)
             token = copy.admit(self.now + seconds, STRANGERS[0], guarded=True, active=True)
-            assert token is not None or self._others_probe(self.now), "a prober came when it was due, and was rejected"
+            assert token is not None or self._others_probe(copy), "a prober came when it was due, and was rejected"
 
     def set_mode(self, mode: CircuitMode) -> None:
         """Change the mode."""
@@ -271,8 +271,11 @@ class World:
     def _leases(self) -> list[Lease]:
         return [Lease(one, one.owner(), one.expires, one.guarded) for one in self.circuit.permits]
 
-    def _others_probe(self, now: float) -> bool:
-        return any(self._is_running(lease) and lease.expires > now for lease in self._leases())
+    def _others_probe(self, circuit: Circuit) -> bool:
+        """Tell whether the end of a lease may make no room: somebody is probing."""
+        # Or more permits are out than are needed, because an outcome came without one.
+        is_crowded = self.loose and len(circuit.permits) > self.config.success_threshold - self.proved
+        return is_crowded or any(self._is_running(lease) and lease.expires > self.now for lease in self._leases())
 
     def _ask(self, owner: Owner, *, guarded: bool, active: bool) -> Token | None:
         leases, era = self._leases(), self.era
@@ -429,7 +432,7 @@ class World:
             self._close()
 
     def _follow_time(self, leases: Sequence[Lease], *, must: bool) -> None:
-        """Follow what time alone has brought about."""
+        """Follow what time alone has brought about; it must have been looked at, unless nobody had to ask for it."""
         changes = self.circuit.take_changes()
         hung = [lease.expires for lease in leases if self._is_hung(lease)]
         if changes and changes[0][0] == "circuit_opened":
@@ -440,7 +443,7 @@ class World:
             changes = changes[1:]
         else:
             assert not (must and hung), "a probe outlives its lease, and nobody cares"
-        if self.state is OPEN:
+        if self.state is OPEN and must:
             self.until = min(self.until, self.now + self.circuit.period)
         if changes:
             assert (("circuit_half_opened", {}),) == changes
@@ -533,7 +536,7 @@ class World:
         now, _ = fork(self.circuit)
         is_admitted = now.admit(self.now, STRANGERS[0], guarded=True) is not None
         assert is_admitted == (seconds == 0), "0 means now"
-        if self.state is not HALF_OPEN or not self._others_probe(self.now):
+        if self.state is not HALF_OPEN or not self._others_probe(copy):
             assert copy.admit(self.now + seconds, STRANGERS[0], guarded=True) is not None
 
     def check_liveness(self) -> None:

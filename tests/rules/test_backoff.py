@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentcore import Backoff, ConfigurationError
-from agentcore._rules.backoff import MOST, check_number
+from agentcore._rules.backoff import MOST, check_number, show
 
 seconds = st.floats(1e-6, 1e6)
 retries = st.one_of(st.integers(0, 100), st.integers(0), st.just(10**400))
@@ -127,9 +127,10 @@ def test_numbers_that_can_be_used(value: object, rule: dict[str, Any]) -> None:
         (1.0, {"least": 1, "whole": True}, "a whole number, 1 or more"),
         (0, {"least": 1, "whole": True, "unit": "calls"}, "a whole number of calls, 1 or more"),
         (False, {}, "a number, 0 or more"),
-        (MOST, {}, "a number, 0 or more"),
-        (10**400, {}, "a number, 0 or more"),
-        (-(10**400), {}, "a number, 0 or more"),
+        (MOST, {}, "a number, 0 or more and less than 1e+18"),
+        (10**18, {"whole": True, "above": True}, "a whole number, more than 0 and less than 1e+18"),
+        (math.inf, {}, "a number, 0 or more"),
+        (-(10**100), {}, "a number, 0 or more"),
         ([], {}, "a number, 0 or more"),
     ],
 )
@@ -138,3 +139,17 @@ def test_numbers_that_cannot_be_used(value: object, rule: dict[str, Any], text: 
     with pytest.raises(ConfigurationError) as caught:
         check_number("a thing", "size", value, "take another", **rule)
     assert f"size of a thing must be {text}: got {value!r}; take another" == str(caught.value)
+
+
+@pytest.mark.parametrize("value", [10**5000, -(10**5000)], ids=["great", "small"])
+def test_numbers_that_cannot_be_written(value: int) -> None:
+    """Neither the message nor its details hold what nobody could print."""
+    with pytest.raises(ConfigurationError, match=r"got <int whose repr\(\) raised ValueError>; take another") as caught:
+        check_number("a thing", "size", value, "take another")
+    assert {"name": "size", "value": "<int whose repr() raised ValueError>"} == caught.value.details
+
+
+def test_values_are_shown() -> None:
+    """Shortened, so that a message can be read."""
+    assert ("'a'", "[1]") == (show("a"), show([1]))
+    assert ("1" + "0" * 199, "1" + "0" * 199 + "...") == (show(10**199), show(10**200))

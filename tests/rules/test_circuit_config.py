@@ -114,7 +114,12 @@ def test_blame_begins_at_an_age(value: object) -> None:
     check_refusal("min_blame_ms", value, "a number of milliseconds, 0 or more", "0 blames a call for every deadline")
 
 
-@pytest.mark.parametrize("value", [True, 1, "raise", KeyError("k")])
+async def wait(_: object) -> bool:
+    """Stand for a predicate that would have to be awaited."""
+    return True
+
+
+@pytest.mark.parametrize("value", [True, 1, "raise", KeyError("k"), wait])
 @pytest.mark.parametrize("name", ["failure_if", "failure_if_result"])
 def test_predicates_are_functions(name: str, value: object) -> None:
     check_refusal(name, value, "a function that does not wait", "return True for what counts as a failure")
@@ -155,6 +160,12 @@ def test_what_is_excluded_are_exceptions(given: object, value: object) -> None:
 def test_a_number_beyond_all_floats_is_refused_like_infinity(name: str) -> None:
     """An integer may be too large for a float; that is no other error."""
     assert name == refused(**{name: 10**400}).details["name"]
+
+
+def test_a_window_of_calls_has_a_largest_size() -> None:
+    """It is one number with a bit for each call, which is shifted with each of them."""
+    check_refusal("window_calls", 1_000_001, "at most 1000000", "lower it, or use window_ms")
+    assert CircuitBreakerConfig(window_calls=1_000_000).window_calls == 1_000_000
 
 
 # What contradicts each other.
@@ -242,7 +253,8 @@ def test_values_at_the_edge_are_accepted() -> None:
     """Each is the last one on its side."""
     for values in (
         {"failure_threshold": 1, "success_threshold": 1, "minimum_calls": 1, "window_calls": 1},
-        {"window_ms": 1, "failure_rate": 1, "slow_call_rate": 1e-9, "slow_call_ms": 1e-3},
+        {"window_ms": 1, "failure_rate": 1, "slow_call_rate": 1e-9, "slow_call_ms": 0.001},
+        {"reset_timeout_ms": 0.001, "max_reset_timeout_ms": 1e15, "probe_timeout_ms": 1e15, "window_ms": 0.001},
         {"jitter": 0, "backoff": 1, "min_blame_ms": 0},
         {"jitter": 0.999, "backoff": 1000},
         {"failure_if": callable, "failure_if_result": bool},

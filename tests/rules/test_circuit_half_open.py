@@ -6,6 +6,8 @@ import gc
 import math
 from typing import Any
 
+import pytest
+
 from agentcore import CircuitMode
 from agentcore._rules.circuit import FREE, LOOSE, Circuit
 from tests.rules.circuit_model import Owner, picture
@@ -63,6 +65,39 @@ def test_successes_of_probes_close_it() -> None:
     assert (CLOSED, (CLOSED_AGAIN,), ()) == (circuit.state, circuit.take_changes(), circuit.permits)
     assert circuit.closed is start(circuit, 11.0, B)
     assert (2, 0.0) == (circuit.successes, circuit.retry_after(11.0))
+
+
+@pytest.mark.parametrize(
+    ("ask_it", "answer"),
+    [
+        (lambda circuit: circuit.retry_after(12.0), 0.0),
+        (lambda circuit: circuit.due_in(12.0), math.inf),
+        (lambda circuit: start(circuit, 12.0) is circuit.closed is not None, True),
+        (lambda circuit: circuit.token_of(12.0, A) is circuit.closed is not None, True),
+    ],
+    ids=["retry_after", "due_in", "admit", "token_of"],
+)
+def test_the_last_success_closes_it_though_its_caller_was_interrupted(ask_it: Any, answer: object) -> None:
+    """By a signal, say, at the worst of all moments: whoever comes next closes the circuit."""
+
+    class Interrupted(Circuit):
+        """Raises what a signal handler raises."""
+
+        __slots__ = ()
+
+        def reset(self) -> None:
+            raise KeyboardInterrupt
+
+    circuit = opened(success_threshold=1)
+    permit = start(circuit, 10.0)
+    circuit.take_changes()
+    circuit.__class__ = Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        circuit.succeed(permit, 11.0)
+    circuit.__class__ = Circuit
+    assert HALF_OPEN is circuit.state
+    assert answer == ask_it(circuit)
+    assert (CLOSED, (CLOSED_AGAIN,)) == (circuit.state, circuit.take_changes())
 
 
 def test_a_probe_that_fails_opens_it_again() -> None:
@@ -233,6 +268,18 @@ def test_the_permit_of_an_owner_who_is_gone_ends_with_its_lease() -> None:
     assert permit.owner() is None
     assert start(circuit, 13.0, B) is None
     assert start(circuit, 14.0, B) is not None
+
+
+def test_a_probe_whose_owner_is_gone_has_not_failed() -> None:
+    """Nothing will ever be known of it: somebody else has closed it, an event loop that has ended for instance."""
+    circuit = opened(success_threshold=1)
+    owner = Owner("gone")
+    start(circuit, 10.0, owner)
+    del owner
+    gc.collect()
+    assert [None, 0.25] == [start(circuit, 13.75, B), circuit.retry_after(13.75)]
+    assert start(circuit, 14.0, B) is not None
+    assert (HALF_OPEN, 1) == (circuit.state, circuit.counters.failures)
 
 
 # Half open: nested calls, and outcomes by hand.

@@ -49,7 +49,9 @@ def configs(draw: st.DrawFn) -> CircuitBreakerConfig:
 
 
 # How far the clock goes: a little, by the periods of the circuit, or far; and back.
-STEPS = st.sampled_from(["0.25", "1", "period", "lease", "until", "expires", "cap", "100", "-0.25", "-4", "-1000"])
+STEPS = st.sampled_from(
+    ["0", "0.25", "0.25", "1", "period", "lease", "until", "expires", "cap", "100", "-0.25", "-4", "-1000"]
+)
 WHO = st.integers(0, 2)
 WHICH = st.integers(0, 20)
 
@@ -66,12 +68,6 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule(who=WHO)
     def start(self, who: int) -> None:
         self.world.start(self.world.owners[who])
-
-    @rule(by_hand=st.lists(st.booleans(), min_size=3, max_size=3))
-    def start_all(self, by_hand: list[bool]) -> None:
-        for owner, asks in zip(self.world.owners, by_hand, strict=True):
-            begin = self.world.ask if asks else self.world.start
-            begin(owner)
 
     @rule(who=WHO)
     def ask(self, who: int) -> None:
@@ -142,6 +138,27 @@ class CircuitMachine(RuleBasedStateMachine):
     def probe(self, who: int) -> None:
         if self.world.circuit.probers:
             self.world.start(self.world.owners[who], active=True)
+
+    # What is delicate, and does not come about often by single steps.
+
+    @rule(who=WHO, outcome=st.sampled_from(OUTCOMES), step=STEPS)
+    def make_probe(self, who: int, outcome: str, step: str) -> None:
+        """Have the circuit open and its time be over, and make a call, which takes a while."""
+        self.come_due(who)
+        owner = self.world.owners[who]
+        if self.world.start(owner):
+            self.tick(step)
+            latest = [call for call in self.world.calls if call.owner is owner][-1]
+            self.world.finish(latest, outcome)
+
+    @rule(by_hand=st.lists(st.booleans(), min_size=3, max_size=3), steps=st.lists(STEPS, min_size=3, max_size=3))
+    def start_all(self, by_hand: list[bool], steps: list[str]) -> None:
+        """Have everybody call, one after the other, at the time when only some may."""
+        self.come_due(0)
+        for owner, asks, step in zip(self.world.owners, by_hand, steps, strict=True):
+            begin = self.world.ask if asks else self.world.start
+            begin(owner)
+            self.tick(step)
 
     # What time does.
 

@@ -59,6 +59,23 @@ def test_a_clock_that_goes_back_earns_and_costs_nothing() -> None:
     assert bucket.try_take(4.0)
 
 
+def test_a_clock_that_wavers_earns_nothing() -> None:
+    """No second is counted twice; none that has passed is lost."""
+    bucket = TokenBucket(1.0, 2)
+    assert [True, True, False] == [bucket.try_take(100.0) for _ in range(3)]
+    assert not any(bucket.try_take(now) for _ in range(100) for now in (98.0, 99.0, 100.0))
+    assert 2.0 == bucket.wait(99.0)
+    assert [False, True] == [bucket.try_take(now) for now in (100.5, 101.0)]
+
+
+def test_a_clock_that_is_set_back_starves_nobody() -> None:
+    """For more than the time of a whole bucket nobody waits for it to come back."""
+    bucket = TokenBucket(1.0, 2)
+    assert [True, True] == [bucket.try_take(100.0) for _ in range(2)]
+    assert [3.0, 1.0] == [bucket.wait(98.0), bucket.wait(97.9)]
+    assert bucket.try_take(98.9)
+
+
 @settings(deadline=None)
 @given(
     rate=rates,
@@ -107,9 +124,9 @@ def test_the_line_is_served_in_order_of_arrival() -> None:
     assert [True, False, False] == [line.join(ticket) for ticket in "abc"]
     assert (3, "a", 4.0) == (len(line), line.first(), line.wait(0.0))
     assert not line.try_take(1.0)
-    assert [0.0, 1.0] == [line.take(1.0), line.take(1.0)]
+    assert [0.0, 1.0] == [line.take("a", 1.0), line.take("b", 1.0)]
     assert ("b", 2.5) == (line.first(), line.wait(1.5))
-    assert [0.0, 0.0] == [line.take(2.0), line.take(3.0)]
+    assert [0.0, 0.0] == [line.take("b", 2.0), line.take("c", 3.0)]
     assert line.first() is None
     assert line.try_take(4.0)
 
@@ -124,7 +141,7 @@ def test_who_leaves_costs_nothing_and_those_behind_move_up() -> None:
     assert "b" == line.leave("a")
     assert line.leave("a") is None
     assert (2, 3.0) == (len(line), line.wait(0.0))
-    assert 0.0 == line.take(1.0)
+    assert 0.0 == line.take("b", 1.0)
     assert line.leave("d") is None
     assert (0, 1.0) == (len(line), line.wait(1.0))
 
@@ -135,7 +152,7 @@ class LineMachine(RuleBasedStateMachine):
     @initialize(capacity=st.integers(1, 3))
     def begin(self, capacity: int) -> None:
         self.capacity = self.tokens = capacity
-        self.now = 0.0
+        self.now = self.counted = 0.0
         self.line: TokenLine[Ticket] = TokenLine(TokenBucket(1.0, capacity))
         self.model: list[Ticket] = []
 
@@ -146,7 +163,7 @@ class LineMachine(RuleBasedStateMachine):
             self.tokens -= 1
             return
         assert self.model or not self.tokens
-        assert max(0, len(self.model) + 1 - self.tokens) == self.line.wait(self.now)
+        assert self.wait(len(self.model) + 1) == self.line.wait(self.now)
         ticket = Ticket()
         assert (not self.model) == self.line.join(ticket)
         self.model.append(ticket)
@@ -154,22 +171,34 @@ class LineMachine(RuleBasedStateMachine):
     @rule(seconds=st.integers(0, 3))
     def pass_time(self, seconds: int) -> None:
         self.now += seconds
-        self.tokens = min(self.capacity, self.tokens + seconds)
+        self.tokens = min(self.capacity, self.tokens + max(0, int(self.now - self.counted)))
+        self.counted = max(self.counted, self.now)
 
     @rule(back=st.integers(1, 3))
     def go_back(self, back: int) -> None:
         self.line.bucket.available(self.now)
         self.now -= back
         self.line.bucket.available(self.now)
+        if self.counted - self.now > self.capacity:
+            self.counted = self.now
+
+    def wait(self, count: int) -> float:
+        """Return the seconds until there are so many tokens."""
+        return count - self.tokens + self.counted - self.now if count > self.tokens else 0.0
 
     @precondition(lambda self: self.model)
-    @rule()
-    def serve(self) -> None:
-        wait = self.line.take(self.now)
-        assert (not self.tokens) == wait
-        if not wait:
-            self.tokens -= 1
-            self.model.pop(0)
+    @rule(index=st.integers(0, 10), respected=st.sets(st.integers(0, 10)))
+    def serve(self, index: int, respected: set[int]) -> None:
+        index %= len(self.model)
+        kept = [ticket for number, ticket in enumerate(self.model) if number in respected]
+        wait = self.line.take(self.model[index], self.now, lambda other: other in kept)
+        if any(number < index for number in respected):
+            assert self.wait(len(self.model)) == wait
+        else:
+            assert self.wait(1) == wait
+            if not wait:
+                self.tokens -= 1
+                self.model.pop(index)
 
     @precondition(lambda self: self.model)
     @rule(index=st.integers(0, 10))
@@ -189,6 +218,19 @@ class LineMachine(RuleBasedStateMachine):
 TestLine = LineMachine.TestCase
 
 
+def test_who_is_late_is_overtaken_by_those_who_need_not_wait_for_it() -> None:
+    """By default nobody is; who has to wait looks again when all in the line should have been served."""
+    line: TokenLine[str] = TokenLine(TokenBucket(1.0, 1))
+    assert line.try_take(0.0)
+    for ticket in "abc":
+        line.join(ticket)
+    assert 2.0 == line.take("c", 1.0)
+    assert 2.0 == line.take("c", 1.0, {"b"}.__contains__)
+    assert 0.0 == line.take("b", 1.0, {"b", "c"}.__contains__)
+    assert ("a", 2, 1.0) == (line.first(), len(line), line.take("c", 1.0, {"b"}.__contains__))
+    assert 0.0 == line.take("a", 2.0)
+
+
 def test_order_is_kept_whoever_leaves() -> None:
     """Those who stay are served in the order in which they came."""
     line: TokenLine[int] = TokenLine(TokenBucket(1.0, 1))
@@ -201,7 +243,7 @@ def test_order_is_kept_whoever_leaves() -> None:
     now = 0.0
     while (first := line.first()) is not None:
         now += line.bucket.wait(now)
-        assert 0.0 == line.take(now)
+        assert 0.0 == line.take(first, now)
         served.append(first)
     assert [number for number in range(100) if number % 3] == served
     assert now == pytest.approx(len(served))

@@ -158,6 +158,45 @@ def test_the_condition_is_asked_about_selected_errors_only() -> None:
         selection.examine(OSError())
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MyGroup("", [ValueError(), group(KeyError())]), YES),
+        (MyGroup("", [ValueError(), Busy(3)]), Facts(True, False, 3.0)),
+        (MyGroup("", [PermissionError()]), NO),
+        (MyGroup("", [ValueError(), group(OSError(), PermissionError())]), NO),
+        (MyGroup("", [ValueError(), group(Busy(retryable=False))]), NO),
+        (MyGroup("", [open_circuit()]), Facts(False, True, 2.0)),
+        (group(MyGroup("", [ValueError()]), OSError()), YES),
+        (group(MyGroup("", [ValueError()]), ValueError()), NO),
+    ],
+    ids=repr,
+)
+def test_a_class_of_groups_selects_what_is_in_them(error: Exception, expected: Facts) -> None:
+    """But never what may not be retried, however deep it is."""
+    assert expected == Selection((MyGroup, OSError), (PermissionError,)).examine(error)
+
+
+def test_a_group_that_is_selected_may_name_a_time() -> None:
+    """The longest counts. The condition is asked about the group, and not about what is in it."""
+    error = MyGroup("", [Busy(1), ValueError()])
+    error.retry_after = 2.5  # type: ignore[attr-defined]
+    asked: list[Exception] = []
+    for answer in (True, False):
+        selection = Selection((MyGroup,), condition=lambda error, answer=answer: asked.append(error) or answer)  # type: ignore[misc]
+        assert (Facts(True, False, 2.5) if answer else NO) == selection.examine(error)
+    assert [error, error] == asked
+
+
+def test_groups_may_be_nested_deeper_than_the_stack() -> None:
+    error: Exception = Busy(3)
+    for _ in range(5000):
+        error = ExceptionGroup("", [error])
+    assert Facts(True, False, 3.0) == ANY.examine(error)
+    assert not Selection((KeyError,)).examine(error).retryable
+    assert [True, False] == [covers((OSError,), error), covers((KeyError,), error)]
+
+
 def test_rejections_need_not_be_selected_but_can_be_excluded() -> None:
     """An open circuit is waited for if one says so, whatever else is retried."""
     assert Facts(True, True, 2.0) == Selection((KeyError,), open_circuit=True).examine(open_circuit())
