@@ -334,7 +334,7 @@ class Guard:
                 # Closed by somebody else, maybe without an event loop: what that lacks is no matter.
                 if not isinstance(exc, GeneratorExit):
                     raise
-                return
+                return  # noqa: ASYNC104 - see above
             # Not what `__exit__` returns: trio says True as well if there was nothing to catch.
             if scope.cancelled_caught:
                 self.counted = True
