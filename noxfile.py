@@ -44,6 +44,8 @@ nox.options.sessions = [
     "import_cost",
     "wheel",
 ]
+# Without the searches whose verdict does not depend on the version, and the pages, which have a session of their own.
+QUICK = ["-m", "not thorough", "--ignore=tests/test_docs.py"]
 EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
@@ -128,9 +130,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, two at a time."""
+    """Run the tests, two at a time: on the oldest version all of them, elsewhere all but the long searches."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *([] if session.python == OLDEST else QUICK), *session.posargs)
 
 
 @nox.session(python=BASE, reuse_venv=False)
@@ -140,7 +142,7 @@ def lowest(session: nox.Session) -> None:
     session.run("uv", "pip", "install", "--quiet", "--resolution=lowest-direct", "-e", EXTRAS)
     session.run("uv", "pip", "install", "--quiet", *group("test"))
     session.run("uv", "pip", "list", "--quiet")
-    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *QUICK, *session.posargs)
 
 
 @nox.session(python=BASE)

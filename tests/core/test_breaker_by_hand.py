@@ -7,25 +7,10 @@ from typing import Any
 import anyio
 import pytest
 
-from agentcore import (
-    CircuitState,
-    ConfigurationError,
-)
-from tests.core.circuits import (
-    RESET,
-    Clock,
-    Down,
-    at_once,
-    make,
-    on_path,
-    open_up,
-    succeed,
-)
+from agentcore import CircuitState, ConfigurationError
+from tests.core.circuits import RESET, Clock, Down, at_once, make, on_path, open_up, succeed
 
 pytestmark = pytest.mark.anyio
-
-
-# ---------------------------------------------------------------- by hand
 
 
 async def test_the_classical_way() -> None:
@@ -145,3 +130,11 @@ async def test_unusable_error_types(error_type: Any) -> None:
         f"error_type of on_failure must be a string that is not empty: got {error_type!r}; pass type(error).__name__"
     ) == str(caught.value)
     assert (0, True) == (breaker.metrics.failures, breaker.is_closed)
+
+
+async def test_timeouts_are_known_by_their_names() -> None:
+    """By hand there is only the name to go by."""
+    breaker = make(failure_threshold=10)
+    for name in ("TimeoutError", "ReadTimeout", "timeout", "Down"):
+        await breaker.on_failure(name)
+    assert (3, 4) == (breaker.metrics.timeouts, breaker.metrics.failures)

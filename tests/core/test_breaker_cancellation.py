@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
-import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -25,13 +24,7 @@ from agentcore import (
     TaskCanceledError,
 )
 from agentcore.testing import current_simulation, run_sim, simulate
-from tests.core.circuits import (
-    Down,
-    hang,
-    make,
-    open_up,
-    succeed,
-)
+from tests.core.circuits import Down, hang, make, open_up, succeed
 from tests.core.verdicts import Act, cancelled_by_caller, check, late_for_a_deadline, verdict
 
 pytestmark = pytest.mark.anyio

@@ -21,6 +21,7 @@ from agentcore import (
 from agentcore.testing import simulate
 from tests.core.circuits import (
     RESET,
+    Clock,
     Down,
     at_once,
     fail,
@@ -28,14 +29,12 @@ from tests.core.circuits import (
     heard_by,
     make,
     open_up,
+    permits_of,
     succeed,
     types_of,
 )
 
 pytestmark = pytest.mark.anyio
-
-
-# ---------------------------------------------------------------- events
 
 
 @simulate(runs=1)
@@ -160,6 +159,24 @@ def test_a_sink_may_use_the_breaker() -> None:
 def open_up_once(breaker: CircuitBreaker) -> None:
     """Report one failure."""
     at_once(breaker.on_failure("Down"))
+
+
+def test_an_interrupt_in_a_sink_costs_no_permit() -> None:
+    """What no sink raises on purpose reaches the caller, and the circuit is as if it had not called."""
+    breaker = make(clock=(clock := Clock()))
+    open_up(breaker)
+    clock.now += RESET
+
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    leave = breaker.subscribe(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        breaker.call(lambda: pytest.fail("it was called"))
+    leave()
+    assert ((), True) == (permits_of(breaker), breaker.is_half_open)
+    breaker.call(lambda: 1)
+    assert breaker.is_closed
 
 
 async def a_coroutine_function(event: Event) -> None:

@@ -11,18 +11,11 @@ from typing import Any
 import anyio
 import pytest
 
-from agentcore import (
-    CircuitOpenError,
-    ConfigurationError,
-)
+from agentcore import CircuitOpenError, ConfigurationError
 from agentcore._layer import _entered
 from agentcore.testing import simulate
 from tests.core.callables import MISTAKES, Adder, AsyncAdder, add, add_async
-from tests.core.circuits import (
-    Down,
-    make,
-    succeed,
-)
+from tests.core.circuits import Down, make, succeed
 
 pytestmark = pytest.mark.anyio
 

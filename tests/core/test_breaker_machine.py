@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import anyio
+import pytest
 from anyio.abc import TaskGroup
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from agentcore import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError, CircuitState, CircuitTimeoutError
 from agentcore.testing import SimMachine
 from tests.core.circuits import Down, Stop, admissions_of, permits_of, probers_of, succeed
+
+pytestmark = pytest.mark.thorough
 
 RESET, CAP = 10.0, 25.0
 LATE = 3.0

@@ -13,13 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from agentcore import (
-    CircuitBreaker,
-    CircuitBreakerConfig,
-    CircuitOpenError,
-    CircuitState,
-    CircuitTimeoutError,
-)
+from agentcore import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError, CircuitState, CircuitTimeoutError
 from agentcore.testing import run_sim, simulate
 from tests.core.circuits import (
     LEASE,

@@ -10,17 +10,7 @@ import pytest
 
 from agentcore import CircuitBreaker, CircuitOpenError, CircuitTimeoutError
 from agentcore.testing import simulate
-from tests.core.circuits import (
-    LEASE,
-    RESET,
-    Down,
-    due,
-    fail,
-    hang_shielded,
-    make,
-    open_up,
-    succeed,
-)
+from tests.core.circuits import LEASE, RESET, Down, due, fail, hang_shielded, make, open_up, succeed
 
 pytestmark = pytest.mark.anyio
 

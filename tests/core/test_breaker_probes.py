@@ -418,11 +418,7 @@ async def test_a_late_report_of_an_abandoned_permit_is_old() -> None:
         await anyio.sleep(0.5)
         await breaker.on_failure("Late")
         assert breaker.is_half_open
-    assert (True, ["well"], {"Down": 1}) == (
-        breaker.is_closed,
-        call.results,
-        dict(breaker.metrics.failures_by_type),
-    )
+    assert (True, ["well"], {"Down": 1}) == (breaker.is_closed, call.results, dict(breaker.metrics.failures_by_type))
 
 
 @simulate(runs=10)

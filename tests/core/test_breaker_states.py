@@ -9,13 +9,7 @@ import anyio
 import attrs
 import pytest
 
-from agentcore import (
-    CircuitBreaker,
-    CircuitMode,
-    CircuitOpenError,
-    CircuitState,
-    ConfigurationError,
-)
+from agentcore import CircuitBreaker, CircuitMode, CircuitOpenError, CircuitState, ConfigurationError
 from agentcore.testing import simulate
 from tests.core.circuits import (
     LEASE,

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
-import anyio.to_thread
 import pytest
 
-from agentcore import (
-    BulkheadFullError,
-    CircuitBreaker,
-    CircuitOpenError,
-    RateLimitError,
-)
+from agentcore import BulkheadFullError, CircuitBreaker, CircuitOpenError, RateLimitError
 from agentcore.testing import simulate
-from tests.core.circuits import (
-    Down,
-    Stop,
-    due,
-    make,
-    permits_of,
-    succeed,
-)
+from tests.core.circuits import RESET, Clock, Down, Stop, due, make, open_up, permits_of, succeed
 from tests.core.verdicts import cancelled_by_caller, check, late_for_a_deadline, raising, verdict
 
 pytestmark = pytest.mark.anyio
@@ -125,6 +112,33 @@ async def test_a_closed_coroutine_says_nothing() -> None:
         assert breaker.is_closed
 
 
+def test_a_coroutine_that_outlives_its_loop_says_nothing() -> None:
+    """Nobody waits for it any more, and there is no scope left to leave."""
+    breaker = make(clock=(clock := Clock()))
+    open_up(breaker)
+    clock.now += RESET
+    loop = asyncio.new_event_loop()
+
+    async def forever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def step() -> None:
+        await anyio.lowlevel.checkpoint()
+
+    coroutine = breaker.execute(forever)
+    task = loop.create_task(coroutine)
+    loop.run_until_complete(step())
+    assert 1 == len(permits_of(breaker))
+    coroutine.close()
+    assert ((), True, 1) == (permits_of(breaker), breaker.is_half_open, breaker.metrics.failures)
+    loop.run_until_complete(asyncio.wait([task]))
+    with pytest.raises(RuntimeError):
+        task.result()
+    loop.close()
+    assert breaker.call(lambda: True)
+    assert breaker.is_closed
+
+
 # ---------------------------------------------------------------- predicates
 
 
@@ -201,6 +215,17 @@ async def test_predicates_that_raise(caplog: pytest.LogCaptureFixture) -> None:
     for record in caplog.records:
         assert record.exc_info
         assert "the call is judged without it" in record.getMessage()
+
+
+@simulate(runs=1)
+async def test_an_interrupted_predicate_costs_no_permit() -> None:
+    """It is no Exception, so it is the caller's; nothing is known of the call."""
+
+    def interrupted(value: object) -> bool:
+        raise KeyboardInterrupt
+
+    await check("nothing", raising(Down), failure_if=interrupted)
+    await check("nothing", lambda breaker: breaker.execute(succeed), failure_if_result=interrupted)
 
 
 # ---------------------------------------------------------------- what errors tell besides

@@ -229,7 +229,9 @@ class World:
             copy, _ = fork(self.circuit)
             assert 0 <= seconds <= max(self.circuit.period, self.config.probe_timeout)
             token = copy.admit(self.now + seconds, STRANGERS[0], guarded=True, active=True)
-            assert token is not None or self._others_probe(copy), "a prober came when it was due, and was rejected"
+            assert token is not None or self._others_probe(self.circuit), (
+                "a prober came when it was due, and was rejected"
+            )
 
     def set_mode(self, mode: CircuitMode) -> None:
         """Change the mode."""

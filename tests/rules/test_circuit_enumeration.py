@@ -22,6 +22,8 @@ from agentcore._rules.circuit import Circuit, Permit
 from agentcore._rules.windows import Consecutive, CountWindow, Window
 from tests.rules.circuit_model import CLOSED, HALF_OPEN, OPEN, Call, Owner, World, names_of
 
+pytestmark = pytest.mark.thorough
+
 DEPTH = max(6, int(os.environ.get("CIRCUIT_DEPTH", "6")))
 NESTED = 2
 """How many calls an owner makes within each other."""

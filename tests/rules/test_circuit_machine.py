@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agentcore import CircuitBreakerConfig, CircuitMode
 from tests.rules.circuit_model import CLOSED, HALF_OPEN, OPEN, OUTCOMES, Call, World
+
+pytestmark = pytest.mark.thorough
 
 WINDOWS = st.one_of(
     st.just({}),

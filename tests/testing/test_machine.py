@@ -36,6 +36,8 @@ from agentcore.testing import (
 from agentcore.testing._simulation import Backend
 from tests.planted.permits import FixedSlot, Slot
 
+pytestmark = pytest.mark.thorough
+
 # The same examples in every run. `explain` takes more time than all the rest, and nobody reads it here.
 STABLE = settings(
     database=None,

@@ -17,6 +17,8 @@ from agentcore.testing import BACKENDS, Schedule, Switch, run_sim
 from agentcore.testing._schedule import DepthFirst, portfolio
 from tests.testing.traces import PROGRAMS, run, text_of
 
+pytestmark = pytest.mark.thorough
+
 both = pytest.mark.parametrize("backend", BACKENDS)
 LINES = ("fifo", "-", *(f"walk/{seed}" for seed in range(20)), "rare/1", "rare/2", "pct/1/64", "pct/2/64")
 

@@ -48,6 +48,8 @@ from agentcore.testing._simulation import Backend
 from tests.core.fakes import MockAgent
 from tests.planted.permits import slot_returned_twice
 
+pytestmark = pytest.mark.thorough
+
 # The same examples in every run. `explain` takes more time than all the rest, and nobody reads it here.
 STABLE = settings(
     database=None,
