@@ -34,6 +34,7 @@ from tests.core.circuits import (
     make,
     on_path,
     open_up,
+    permits_of,
     succeed,
 )
 
@@ -344,3 +345,15 @@ async def test_a_hung_call_is_not_cut_while_closed() -> None:
         await breaker.execute(hang)
     assert scope.cancelled_caught
     assert 1_000 == anyio.current_time()
+
+
+def test_an_asynchronous_probe_needs_an_event_loop() -> None:
+    """It could not be cut without one. Its permit is back, so a synchronous one may try."""
+    breaker = make(clock=(clock := Clock()))
+    open_up(breaker)
+    clock.now += RESET
+    with pytest.raises(RuntimeError, match="Not currently running on any asynchronous event loop"):
+        at_once(breaker.execute(succeed))
+    assert ((), True) == (permits_of(breaker), breaker.is_half_open)
+    assert breaker.call(lambda: True)
+    assert breaker.is_closed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +22,7 @@ from agentcore import (
 )
 from agentcore.testing import simulate
 from tests.core.circuits import (
+    LEASE,
     RESET,
     Clock,
     Down,
@@ -177,6 +180,43 @@ def test_an_interrupt_in_a_sink_costs_no_permit() -> None:
     assert ((), True) == (permits_of(breaker), breaker.is_half_open)
     breaker.call(lambda: 1)
     assert breaker.is_closed
+
+
+def test_an_interrupt_in_a_sink_that_is_told_of_a_hung_probe() -> None:
+    """It comes in the place of the rejection; what has happened has happened."""
+    breaker = make(clock=(clock := Clock()))
+    open_up(breaker)
+    clock.now += RESET
+
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    def hang_on() -> None:
+        clock.now += LEASE
+        leave = breaker.subscribe(interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            in_a_thread(lambda: breaker.call(lambda: pytest.fail("it was called")))
+        leave()
+
+    breaker.call(hang_on)
+    assert (True, 1) == (breaker.is_open, breaker.metrics.timeouts)
+
+
+def in_a_thread(function: Callable[[], object]) -> None:
+    """Call a function in another thread, whose calls are no part of this one's; raise what it raises."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for error in errors:
+        raise error
 
 
 async def a_coroutine_function(event: Event) -> None:

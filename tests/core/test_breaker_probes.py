@@ -337,6 +337,33 @@ async def test_a_probe_that_makes_another_error_of_its_cancellation() -> None:
     assert {"Down": 2} == dict(breaker.metrics.failures_by_type)
 
 
+@pytest.mark.parametrize(("excluded", "counted"), [((), "Down"), ((Down,), "CircuitTimeoutError")])
+@simulate(runs=10)
+async def test_a_cut_probe_whose_clean_up_fails(excluded: tuple[type[Exception], ...], counted: str) -> None:
+    """In a task of its own, next to others that are cancelled: the error is the caller's, and it was late in any case."""
+    breaker = make(excluded_exceptions=excluded)
+    await due(breaker)
+
+    async def clumsy() -> None:
+        try:
+            await hang()
+        finally:
+            raise Down("cannot clean up")
+
+    async def probe() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(clumsy)
+            group.start_soon(hang)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await breaker.execute(probe)
+    assert [Down] == [type(error) for error in caught.value.exceptions]
+    assert RESET + LEASE == anyio.current_time()
+    assert (True, 1, 2) == (breaker.is_open, breaker.metrics.timeouts, breaker.metrics.failures)
+    assert counted in breaker.metrics.failures_by_type
+    assert (0, 0) == (breaker.metrics.excluded, len(permits_of(breaker)))
+
+
 @simulate(runs=5)
 async def test_a_slow_probe_has_failed() -> None:
     breaker = make(slow_call_ms=500)
