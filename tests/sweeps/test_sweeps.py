@@ -16,7 +16,7 @@ FILLED_BY = (of_agents, of_breakers, of_pipeline, of_runtime, of_tasks)
 RUNS = 20
 SCHEDULES = (FIFO, "walk/1", "rare/2")
 
-pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+pytestmark = [pytest.mark.parametrize("backend", BACKENDS), pytest.mark.thorough]
 scenarios = pytest.mark.parametrize("scenario", TABLE.values(), ids=list(TABLE))
 
 
