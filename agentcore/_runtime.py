@@ -26,7 +26,7 @@ from agentcore._directory import Directory
 from agentcore._events import Event, EventLog, EventSink
 from agentcore._handle import TaskHandle
 from agentcore._job import Plan
-from agentcore._probers import OwnedCircuitBreakers
+from agentcore._owned_breakers import OwnedCircuitBreakers
 from agentcore._registry import Registry
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._scheduler import Scheduler, TaskStatistics

@@ -16,13 +16,11 @@ import enum
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from agentcore import _interop
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore.errors import BulkheadFullError, CircuitOpenError, RateLimitError, text_of
-
-T = TypeVar("T")
 
 _logger: Final = logging.getLogger("agentcore.breaker")
 

@@ -226,8 +226,6 @@ class Circuit:
         """Return the seconds until a call may be let through: 0 if one would be now, None if nobody knows."""
         if self._mode is CircuitMode.FORCED_OPEN or self._isolations:
             return None
-        if self._state is CircuitState.CLOSED:
-            return 0.0
         if self._catch_up(now) is CircuitState.CLOSED:
             return 0.0
         due = self._until
@@ -239,7 +237,7 @@ class Circuit:
 
     def due_in(self, now: float) -> float:
         """Return the seconds until a probe of its own accord is of use; infinite if none is, as things stand."""
-        if self._mode is not CircuitMode.NORMAL or self._isolations or self._state is CircuitState.CLOSED:
+        if self._mode is not CircuitMode.NORMAL or self._isolations:
             return math.inf
         state = self._catch_up(now)
         if state is CircuitState.CLOSED:
@@ -266,8 +264,6 @@ class Circuit:
             return None
         if self._mode is CircuitMode.DISABLED:
             return FREE
-        if self._state is CircuitState.CLOSED:
-            return self._window
         state = self._catch_up(now)
         if state is CircuitState.CLOSED:
             return self._window
@@ -285,10 +281,10 @@ class Circuit:
             return FREE
         if self._mode is CircuitMode.FORCED_OPEN:
             return None
-        self._catch_up(now)
-        if self._state is CircuitState.CLOSED:
+        state = self._catch_up(now)
+        if state is CircuitState.CLOSED:
             return self._window
-        if self._state is CircuitState.OPEN:
+        if state is CircuitState.OPEN:
             return None
         permit = self._permit_of(owner)
         if permit is None:
@@ -501,7 +497,6 @@ class Circuit:
             self._publish()
             self._changes = (*self._changes, ("circuit_would_open", {"reason": text}))
         else:
-            self._reopenings = 0
             self._open(now, text, retry_after)
 
     def _reopen(self, at: float, text: str, retry_after: float | None) -> None:
