@@ -10,12 +10,14 @@ from agentcore._breakers import (
     get_circuit_breaker,
     with_circuit_breaker,
 )
-from agentcore._entry import run
+from agentcore._entry import execute_task, lifespan, run
 from agentcore._events import Event
+from agentcore._groups import Completions, TaskGroup
 from agentcore._handle import TaskHandle
 from agentcore._layer import GuardLayer, Layer
 from agentcore._limits import Bulkhead, BulkheadStatistics, RateLimit, RateLimitStatistics
 from agentcore._pipeline import Fallback, Pipeline, Timeout
+from agentcore._registration import register_agents, register_task_handlers, register_tools
 from agentcore._registry import (
     ClassRegistry,
     FunctionRegistry,
@@ -32,10 +34,20 @@ from agentcore._rules.backoff import Backoff
 from agentcore._rules.circuit import CircuitMode, CircuitState
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._rules.task_states import TaskPriority, TaskState
-from agentcore._runtime import AgentRuntime, RuntimeConfig, RuntimeStatistics, ShutdownReport
+from agentcore._runtime import AgentRuntime
+from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
 from agentcore._scheduler import TaskStatistics
+from agentcore._streams import AgentStream
+from agentcore._sync import SyncRuntime, SyncTaskHandle, sync_runtime
 from agentcore._task_records import Checkpoint
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
+from agentcore.config import (
+    LoggingConfiguration,
+    MetricsConfiguration,
+    RuntimeSettings,
+    SystemConfiguration,
+    load_configuration,
+)
 from agentcore.errors import (
     AgentCrashedError,
     AgentDeadlockError,
@@ -61,21 +73,38 @@ from agentcore.errors import (
     TaskCanceledError,
     TaskError,
     TaskExecutionError,
+    TaskGroupError,
     TaskNotFoundError,
     TaskRoutingError,
     TaskStateError,
     TaskTimeoutError,
     WorkerPoolError,
 )
+from agentcore.observe import Metrics, init_logging, init_metrics
 
 __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     # runtime
     "AgentRuntime",
     "RuntimeConfig",
+    "RuntimeHealth",
     "RuntimeStatistics",
     "ShutdownReport",
+    "SyncRuntime",
+    "SyncTaskHandle",
     "TaskStatistics",
+    "execute_task",
+    "lifespan",
     "run",
+    "sync_runtime",
+    # configuration and observation
+    "LoggingConfiguration",
+    "Metrics",
+    "MetricsConfiguration",
+    "RuntimeSettings",
+    "SystemConfiguration",
+    "init_logging",
+    "init_metrics",
+    "load_configuration",
     # agents
     "AgentCapability",
     "AgentConfig",
@@ -83,11 +112,14 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "AgentMetrics",
     "AgentResult",
     "AgentState",
+    "AgentStream",
     "BaseAgent",
     # tasks
     "BaseTask",
     "Checkpoint",
+    "Completions",
     "TaskFactory",
+    "TaskGroup",
     "TaskHandle",
     "TaskPriority",
     "TaskResult",
@@ -125,6 +157,9 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "get_class_registry",
     "get_function_registry",
     "get_registry",
+    "register_agents",
+    "register_task_handlers",
+    "register_tools",
     # events
     "Event",
     # errors
@@ -152,6 +187,7 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "TaskCanceledError",
     "TaskError",
     "TaskExecutionError",
+    "TaskGroupError",
     "TaskNotFoundError",
     "TaskRoutingError",
     "TaskStateError",

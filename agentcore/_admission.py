@@ -73,6 +73,10 @@ class Admission:
                 return None
         return self._line_up(task)
 
+    def line_up(self, task: BaseTask) -> Turn | None:
+        """Take a slot for a child of a group and return None, or return the turn to wait for. The queue has no part in it."""
+        return None if self._slots.try_take() else self._line_up(task)
+
     async def wait_for_turn(self, job: Job, turn: Turn) -> None:
         """Wait until a job has a slot, or until its deadline.
 
@@ -92,11 +96,12 @@ class Admission:
             job.has_slot = True
         else:
             self._slots.withdraw(turn, turn.priority)
-        if job.handle is not None:
+        if not job.is_inner:
             self._give_room()
 
     def leave(self, job: Job) -> None:
         """Give the slot of a job back: to the parent that waits for it, if this was its last child, else to the next."""
+        # A child that is run has its parent's slot. One of a group has its own: the parent may do without for longer.
         parent = job.parent if job.handle is None else None
         if parent is not None and not parent.ended and job.has_slot and parent.waiting_for == 1:
             parent.waiting_for, parent.has_slot, job.has_slot = 0, True, False

@@ -6,16 +6,17 @@
 import enum
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Final, Self, final
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias, final
 
 import anyio
+import anyio.lowlevel
 import attrs
 
 from agentcore._breaker import CircuitBreaker
 from agentcore._handle import TaskHandle
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._tasks import BaseTask
-from agentcore.abc import TaskRunner
+from agentcore.abc import Completed, Group, Stream, TaskRunner
 from agentcore.errors import AgentError, ConfigurationError
 
 HISTOGRAM_BOUNDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -140,6 +141,40 @@ class Limit:
     seconds: float
 
 
+Emit: TypeAlias = "Callable[[Any], Awaitable[None]]"
+"""Hands an item over to who listens to an agent."""
+
+
+@final
+class Call:
+    """An ask that is under way: by this, whoever is responsible for it can end it, and it alone.
+
+    Attributes:
+        scope: encloses whatever of it runs now; None before anything does.
+        interruption: what the caller gets if it was ended from outside.
+    """
+
+    __slots__ = ("interruption", "scope")
+
+    def __init__(self) -> None:
+        self.scope: anyio.CancelScope | None = None
+        self.interruption: Exception | None = None
+
+    def end(self, interruption: Exception, reason: str) -> None:
+        """Cancel what runs of it and have the caller get an error; the first one that comes."""
+        if self.interruption is None:
+            self.interruption = interruption
+        if self.scope is not None:
+            self.scope.cancel(reason)
+
+
+class Executes(Protocol):
+    """What can be asked: an agent."""
+
+    async def execute(self, context: "AgentContext") -> "AgentResult":
+        """Work on something once."""
+
+
 @attrs.define(eq=False)
 class AgentContext:
     """What an execution works on, and its way to the rest of the system.
@@ -158,6 +193,8 @@ class AgentContext:
     # Set by a runtime.
     _runner: TaskRunner | None = attrs.field(default=None, init=False, repr=False)
     _limit: Limit | None = attrs.field(default=None, init=False, repr=False)
+    _call: Call | None = attrs.field(default=None, init=False, repr=False)
+    _emit: "Emit | None" = attrs.field(default=None, init=False, repr=False)
 
     @property
     def input(self) -> dict[str, Any]:
@@ -199,6 +236,83 @@ class AgentContext:
             ConfigurationError: there is one with another configuration or probe; or an argument is not usable.
         """
         return self._in_runtime("breaker").breaker(name, config, probe=probe)
+
+    async def ask(
+        self,
+        ref: "Executes | str",
+        context: "AgentContext | Mapping[str, Any] | None" = None,
+        *,
+        timeout: float | None = None,
+    ) -> "AgentResult":
+        """Have another agent execute here and now and return its result; as `AgentRuntime.ask`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        result: AgentResult = await self._in_runtime("ask").ask(ref, context, timeout=timeout)
+        return result
+
+    def stream(
+        self,
+        ref: "Executes | str",
+        context: "AgentContext | Mapping[str, Any] | None" = None,
+        *,
+        timeout: float | None = None,
+        buffer: int = 0,
+    ) -> "Stream[AgentResult]":
+        """Return a block in which another agent executes, to go through what it emits; as `AgentRuntime.stream`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        stream: Stream[AgentResult] = self._in_runtime("stream").stream(ref, context, timeout=timeout, buffer=buffer)
+        return stream
+
+    def group(self, on_error: Literal["cancel", "collect", "first"] = "cancel") -> Group:
+        """Return a block for children of this task that end with it; as `AgentRuntime.group`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        return self._in_runtime("group").group(on_error)
+
+    async def map(self, task_type: str, inputs: Iterable[Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        """Run a child of this task for each input and return the outputs in their order; as `AgentRuntime.map`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        return await self._in_runtime("map").map(task_type, inputs, **options)
+
+    def as_completed(self, task_type: str, inputs: Iterable[Mapping[str, Any]], **options: Any) -> Completed:
+        """Return a block in which a child of this task runs for each input; as `AgentRuntime.as_completed`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        return self._in_runtime("as_completed").as_completed(task_type, inputs, **options)
+
+    def resource(self, name: str) -> Any:
+        """Return what `AgentRuntime.resource` has opened by a name.
+
+        Raises:
+            AgentError: there is no runtime.
+            ConfigurationError: nothing is open by this name.
+        """
+        return self._in_runtime("resource").resources.get(name)
+
+    async def emit(self, item: Any) -> None:
+        """Hand something over to who listens, by `AgentRuntime.stream`, and wait until he takes it. Always a checkpoint.
+
+        If nobody can listen, because the agent was not asked by a stream, it is dropped.
+
+        Raises:
+            AgentError: the execution has ended.
+        """
+        if self._emit is None:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await self._emit(item)
 
     def checkpoint(self, data: Mapping[str, Any]) -> None:
         """Save progress of the task.

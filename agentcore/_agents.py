@@ -25,6 +25,7 @@ from agentcore._agent_records import (
     AgentContext,
     AgentMetrics,
     AgentResult,
+    Call,
     Limit,
 )
 from agentcore._chains import Execution, Waitable, Waits, links, living
@@ -236,7 +237,7 @@ class BaseAgent(abc.ABC):
             around = living(around)
         if not self._slots.try_take():
             try:
-                await self._wait_for_turn(around, context._limit)
+                await self._wait_for_turn(around, context)
             except AgentTimeoutError as error:
                 return await self._give_up(error, context, around)
         clock = sources.get().monotonic
@@ -244,10 +245,10 @@ class BaseAgent(abc.ABC):
         life.running += 1
         life.broken = False
         self._begun += 1
-        execution: Execution = [self, around]
+        execution: Execution = [self, around, context._call]
         token = current_execution.set(execution)
         try:
-            if life.initialized and self.config.timeout is None and context._limit is None:
+            if life.initialized and self.config.timeout is None and context._limit is None and context._call is None:
                 result = await self.process(context)
             else:
                 result = await self._process(context, execution)
@@ -274,34 +275,38 @@ class BaseAgent(abc.ABC):
 
     async def _process(self, context: AgentContext, execution: Execution) -> AgentResult:
         """Initialise the agent if need be, and run `process` under the earliest deadline."""
-        outer = context._limit
+        outer, call = context._limit, context._call
         if not self._life.initialized:
-            await self._initialize(outer, execution)
+            await self._initialize(outer, execution, call)
         seconds = self.config.timeout
-        if seconds is None:
-            if outer is None:
-                return await self.process(context)
-            at = outer.at
-        else:
+        if seconds is not None:
             at = anyio.current_time() + seconds
             if outer is not None and outer.at < at:
                 at = outer.at
+        elif outer is not None:
+            at = outer.at
+        elif call is not None:
+            at = math.inf
+        else:
+            return await self.process(context)
         # move_on_at and no CancelScope(): the latter initialises each scope twice (AnyIO 4.16).
         scope = anyio.move_on_at(at)
         self._scopes[scope] = execution
+        if call is not None:
+            call.scope = scope
         try:
             with scope:
                 return await self.process(context)
         except Exception as error:
-            if scope.cancel_called and not self._life.terminating:
+            if scope.cancel_called and not self._is_ended_from_outside(call):
                 # The time was over, and then its clean-up failed. Both are told.
                 self._timeouts += 1
                 error.add_note(f"raised while it was unwound: {self._timeout(self._limit_at(at, outer))}")
             raise
         finally:
             del self._scopes[scope]
-        if self._life.terminating:
-            raise self._gone()
+        if self._is_ended_from_outside(call):
+            raise self._end_from_outside(call)
         self._timeouts += 1
         raise self._timeout(self._limit_at(at, outer))
 
@@ -310,7 +315,7 @@ class BaseAgent(abc.ABC):
         self._begun += 1
         self._timeouts += 1
         self._life.running += 1
-        execution: Execution = [self, around]
+        execution: Execution = [self, around, context._call]
         try:
             result = await self._recover(error, context, execution)
         finally:
@@ -321,7 +326,7 @@ class BaseAgent(abc.ABC):
             self._failures += 1
         return result
 
-    async def _initialize(self, outer: Limit | None, execution: Execution | None) -> None:
+    async def _initialize(self, outer: Limit | None, execution: Execution | None, call: Call | None = None) -> None:
         life = self._life
         own = self._fresh_limit(self.config.timeout)
         limit = min((one for one in (own, outer) if one is not None), key=lambda one: one.at, default=None)
@@ -330,7 +335,7 @@ class BaseAgent(abc.ABC):
             # Another execution is at it. If it fails, its error is its own and this one tries again.
             wait = waits.begin(self._initializing, chain)
             try:
-                await self._bounded(self._initializing.ended.wait(), limit, execution)
+                await self._bounded(self._initializing.ended.wait(), limit, execution, call)
             finally:
                 waits.remove(wait)
         if life.terminating:
@@ -339,12 +344,12 @@ class BaseAgent(abc.ABC):
             return
         initialization = self._initializing = Initialization(self)
         life.initializing = True
-        link: Execution = [initialization, chain]
+        link: Execution = [initialization, chain, None]
         token = current_execution.set(link)
         try:
-            ready = await self._bounded(self.initialize(), limit, execution)
+            ready = await self._bounded(self.initialize(), limit, execution, call)
         except Exception as error:
-            if isinstance(error, AgentTerminatedError) and life.terminating:
+            if self._tells_end(error, call):
                 raise
             raise self._not_ready(f"{type(error).__name__}: {text_of(error)}") from error
         finally:
@@ -362,9 +367,10 @@ class BaseAgent(abc.ABC):
     async def _recover(self, error: Exception, context: AgentContext, execution: Execution | None) -> AgentResult:
         """Have `handle_error` turn an error into a result; if it cannot, the agent is in ERROR."""
         life = self._life
-        if life.terminating:
+        call = context._call
+        if self._is_ended_from_outside(call):
             self._cancellations += 1
-            raise error if isinstance(error, AgentTerminatedError) else self._gone() from error
+            raise error if self._tells_end(error, call) else self._end_from_outside(call) from error
         if anyio.current_effective_deadline() == -math.inf:
             # The caller is cancelled, and this was raised while it was unwound: on trio it comes in a group with the
             # cancellation, on asyncio alone. There is nobody left to handle it for.
@@ -376,11 +382,11 @@ class BaseAgent(abc.ABC):
             seconds = self.config.timeout
             if seconds is None and context._limit is not None:
                 seconds = context._limit.seconds
-            result = await self._bounded(self.handle_error(error, context), self._fresh_limit(seconds), execution)
+            result = await self._bounded(self.handle_error(error, context), self._fresh_limit(seconds), execution, call)
             if result.__class__ is not AgentResult:
                 raise self._not_a_result("handle_error", result)
         except Exception as second:
-            if isinstance(second, AgentTerminatedError) and life.terminating:
+            if self._tells_end(second, call):
                 raise
             life.broken = True
             self._failures += 1
@@ -409,13 +415,17 @@ class BaseAgent(abc.ABC):
             self._life.broken = True
             self._failures += 1
 
-    async def _bounded(self, work: Awaitable[T], limit: Limit | None, execution: Execution | None = None) -> T:
-        """Await something until a limit; as a part of an execution, until the agent is terminated as well."""
-        if limit is None:
+    async def _bounded(
+        self, work: Awaitable[T], limit: Limit | None, execution: Execution | None = None, call: Call | None = None
+    ) -> T:
+        """Await something until a limit; as a part of an execution or a call, until that is ended from outside as well."""
+        if limit is None and call is None:
             return await work
-        scope = anyio.move_on_at(limit.at)
+        scope = anyio.move_on_at(limit.at if limit is not None else None)
         if execution is not None:
             self._scopes[scope] = execution
+        if call is not None:
+            call.scope = scope
         try:
             with scope:
                 return await work
@@ -423,7 +433,22 @@ class BaseAgent(abc.ABC):
             self._scopes.pop(scope, None)
         if execution is not None and self._life.terminating:
             raise self._gone()
+        if call is not None and call.interruption is not None:
+            raise call.interruption
+        assert limit is not None  # by what else it would have ended  # noqa: S101
         raise self._timeout(limit)
+
+    def _is_ended_from_outside(self, call: Call | None) -> bool:
+        """Tell whether an execution is being ended, with its agent or by who is responsible for the call."""
+        return self._life.terminating or (call is not None and call.interruption is not None)
+
+    def _end_from_outside(self, call: Call | None) -> Exception:
+        return call.interruption if call is not None and call.interruption is not None else self._gone()
+
+    def _tells_end(self, error: Exception, call: Call | None) -> bool:
+        if call is not None and error is call.interruption:
+            return True
+        return self._life.terminating and isinstance(error, AgentTerminatedError)
 
     def _fresh_limit(self, seconds: float | None) -> Limit | None:
         return None if seconds is None else Limit(anyio.current_time() + seconds, "agent", seconds)
@@ -434,7 +459,7 @@ class BaseAgent(abc.ABC):
         assert self.config.timeout is not None  # whose deadline it would be otherwise  # noqa: S101
         return Limit(at, "agent", self.config.timeout)
 
-    async def _wait_for_turn(self, around: object, limit: Limit | None) -> None:
+    async def _wait_for_turn(self, around: object, context: AgentContext) -> None:
         """Wait in order of arrival for one of the executions that run to end."""
         wait = waits.begin(self, around)
         turn = anyio.Event()
@@ -443,7 +468,7 @@ class BaseAgent(abc.ABC):
         try:
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
-                await self._bounded(turn.wait(), limit)
+                await self._bounded(turn.wait(), context._limit, None, context._call)
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
                 self._pass_turn_on()

@@ -9,7 +9,7 @@ from agentcore._rules.waits import Wait, WaitGraph
 from agentcore.errors import AgentDeadlockError
 
 # One execution of an agent while it runs, a link of a chain: what is executed (an agent, its initialisation, or a job at
-# the root of a chain), and the execution around it. A task that was started inside may outlive the execution and still
+# the root of a chain), the execution around it, and the ask that it is, if it is one. A task that was started inside may outlive the execution and still
 # have it in its context; what is executed is None then. A list and no class: this is made for every execution, and costs
 # a quarter.
 Execution: TypeAlias = "list[Any]"

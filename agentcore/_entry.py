@@ -1,20 +1,26 @@
-"""Ways into a runtime from code that has no event loop yet."""
+"""Ways into a runtime: for scripts, for the lifespan of servers, for a single task."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeVar, TypeVarTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, TypeAlias, TypeVar, TypeVarTuple, overload
 
 import anyio
 
 from agentcore import _interop
-from agentcore._runtime import AgentRuntime, RuntimeConfig
-from agentcore.errors import ConfigurationError
+from agentcore._rules.task_states import TaskPriority
+from agentcore._runtime import AgentRuntime
+from agentcore._runtime_records import RuntimeConfig
+from agentcore._tasks import TaskFactory
+from agentcore.errors import ConfigurationError, RuntimeClosedError
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
+
+Setup: TypeAlias = "Callable[[AgentRuntime], Awaitable[object] | None]"
 
 LAST_MOMENTS: Final = 1.0
 """Seconds that a program has to end by itself, once a signal has ended its tasks."""
@@ -117,6 +123,82 @@ def run(
     if failures:
         raise failures[0]
     return finished[0]
+
+
+@overload
+def lifespan(app: object, /) -> AbstractAsyncContextManager[dict[str, AgentRuntime]]: ...
+
+
+@overload
+def lifespan(
+    *, config: RuntimeConfig | None = None, grace: float | None = None, setup: Setup | None = None
+) -> Callable[[object], AbstractAsyncContextManager[dict[str, AgentRuntime]]]: ...
+
+
+def lifespan(
+    app: object = None,
+    /,
+    *,
+    config: RuntimeConfig | None = None,
+    grace: float | None = None,
+    setup: Setup | None = None,
+) -> Any:
+    """Have a runtime live as long as an ASGI application does: ``Starlette(lifespan=agentcore.lifespan)``, FastAPI likewise.
+
+    It is hosted, and a new one at each start. Requests find it as ``request.state.runtime``.
+    With keywords this returns such a function: ``Starlette(lifespan=agentcore.lifespan(setup=register))``.
+
+    Args:
+        app: the application; it is not looked at.
+        config: as for `AgentRuntime`.
+        grace: as for `AgentRuntime`.
+        setup: called with the runtime before the application starts; a coroutine function or a plain one.
+
+    Raises:
+        ConfigurationError: an argument is not usable.
+        AgentCrashedError: there were failures in the background; raised when the application ends.
+    """
+    # Made once for its errors: what is wrong is told where it stands, not when the server starts.
+    AgentRuntime(config, grace=grace, hosted=True)
+
+    @asynccontextmanager
+    async def block(_app: object) -> AsyncIterator[dict[str, AgentRuntime]]:
+        async with AgentRuntime(config, grace=grace, hosted=True) as runtime:
+            if setup is not None:
+                made = setup(runtime)
+                if made is not None:
+                    await made
+            yield {"runtime": runtime}
+
+    return block if app is None else block(app)
+
+
+async def execute_task(
+    task_type: str,
+    input_data: Mapping[str, Any] | None = None,
+    priority: TaskPriority = TaskPriority.NORMAL,
+) -> dict[str, Any]:
+    """Execute one task and return its output, in the current runtime if there is one, else without.
+
+    Args:
+        task_type: what task. Its agent is registered as ``<type>_agent`` or ``<type>``, its handler as ``<type>``.
+        input_data: what to work on.
+        priority: which tasks go first, in a runtime.
+
+    Raises:
+        TaskRoutingError: nothing is registered for it; also a ValueError.
+        TaskExecutionError: it failed.
+        TaskTimeoutError, TaskCanceledError, RuntimeClosedError: as `AgentRuntime.run`.
+        ConfigurationError: an argument is not usable.
+    """
+    task = TaskFactory.create_task(task_type, input_data, priority=priority)
+    try:
+        runtime = AgentRuntime.current()
+    except RuntimeClosedError:
+        # A runtime for this task alone: so the outcome is the same, whatever it is.
+        async with AgentRuntime(hosted=False) as runtime:
+            return await runtime.run(task)
+    return await runtime.run(task)
 
 
 def _interruption(number: int, summary: str) -> BaseException:

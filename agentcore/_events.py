@@ -65,9 +65,12 @@ class Emitter:
         self._count += 1
         raw = (self._count, event_type, _interop.wall_time(), data)
         self._keep(raw)
+        if not self._sinks:
+            return
+        event = _record(raw)
         for sink in self._sinks:
             try:
-                sink(_record(raw))
+                sink(event)
             except BaseException as error:  # noqa: ASYNC103 - see below
                 # A cancellation comes from something that the sink has looked at: nobody has cancelled the emitter.
                 if not isinstance(error, Exception) and _interop.cancellation_cause(error) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, final
 
@@ -10,7 +11,7 @@ import anyio.lowlevel
 
 from agentcore._rules.task_states import TaskState
 from agentcore._tasks import BaseTask, TaskResult
-from agentcore.errors import TaskCanceledError, TaskExecutionError, TaskTimeoutError, text_of
+from agentcore.errors import CoreError, TaskCanceledError, TaskExecutionError, TaskTimeoutError, text_of
 
 
 class HandleOwner(Protocol):
@@ -33,14 +34,16 @@ class TaskHandle:
     It belongs to the event loop of the runtime that gave it. Any number of tasks may wait at once.
     """
 
-    __slots__ = ("_cause", "_done", "_event", "_owner", "_task", "_uncounted")
+    __slots__ = ("__weakref__", "_abandonment", "_cause", "_done", "_event", "_owner", "_task", "_uncounted")
 
     def __init__(self, task: BaseTask, owner: HandleOwner) -> None:
         self._task = task
         self._owner = owner
         self._done = False
         self._cause: BaseException | None = None
-        self._uncounted = False  # the owner's note
+        # The owner's notes on a failure that nobody has seen.
+        self._uncounted = False
+        self._abandonment: weakref.finalize[..., TaskHandle] | None = None
         # Made by the first one who has to wait: an outcome that is there already costs no event.
         self._event: anyio.Event | None = None
 
@@ -121,22 +124,37 @@ def outcome_of(task: BaseTask, cause: BaseException | None) -> dict[str, Any]:
     """Return the output of a task that has ended.
 
     Raises:
-        TaskExecutionError, TaskTimeoutError, TaskCanceledError: it has none; a fresh object for each caller, so that the
-            tracebacks of several waiters do not grow into each other.
+        TaskExecutionError, TaskTimeoutError, TaskCanceledError: it has none; see `error_of`.
     """
     if task.state is TaskState.COMPLETED:
         assert task.output is not None  # `complete` has set it  # noqa: S101
         return task.output
+    error = error_of(task, cause)
+    assert error is not None  # what has ended otherwise has one  # noqa: S101
+    raise error
+
+
+def error_of(task: BaseTask, cause: BaseException | None) -> CoreError | None:
+    """Return the error of a task that has ended without an output; None if it is COMPLETED.
+
+    It is a fresh object each time, so that the tracebacks of several waiters do not grow into each other.
+    """
+    if task.state is TaskState.COMPLETED:
+        return None
+    error: CoreError
     if task.state is TaskState.CANCELED:
-        raise TaskCanceledError(
+        error = TaskCanceledError(
             f"task {task.id} of type {task.type!r} was cancelled: {task.cancel_reason or 'no reason was given'}",
             {"task_id": task.id, "type": task.type, "reason": task.cancel_reason},
-        ) from cause
-    if isinstance(cause, TaskTimeoutError) and (cause.details or {}).get("task_id") == task.id:
-        raise TaskTimeoutError(cause.message, cause.details)
-    error = task.error or {}
-    raise TaskExecutionError(
-        f"task {task.id} of type {task.type!r} failed in attempt {task.attempt}: "
-        f"{text_of(error.get('error_type', 'error'))}: {text_of(error.get('message', error.get('error', error)))}",
-        {"task_id": task.id, "type": task.type, "attempt": task.attempt, "error": task.error},
-    ) from cause
+        )
+    elif isinstance(cause, TaskTimeoutError) and (cause.details or {}).get("task_id") == task.id:
+        return TaskTimeoutError(cause.message, cause.details)
+    else:
+        said = task.error or {}
+        error = TaskExecutionError(
+            f"task {task.id} of type {task.type!r} failed in attempt {task.attempt}: "
+            f"{text_of(said.get('error_type', 'error'))}: {text_of(said.get('message', said.get('error', said)))}",
+            {"task_id": task.id, "type": task.type, "attempt": task.attempt, "error": task.error},
+        )
+    error.__cause__ = cause
+    return error

@@ -1,4 +1,4 @@
-"""The one place that knows which event loop runs: clock, random source, threads, wake-ups, signals.
+"""The one place that knows which event loop runs: clock, random source, threads, host tasks, wake-ups, signals.
 
 Everything else speaks AnyIO. What is injected under test (time, randomness, identifiers) and what leaves the event loop
 (threads, signals) goes through here, so that there is exactly one seam for each.
@@ -16,11 +16,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from types import FrameType
-from typing import Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 import anyio
 import anyio.to_thread
@@ -223,6 +223,57 @@ def current_owner() -> object:
             if task is not None:
                 return task
     return threading.current_thread()
+
+
+def spawn_host_task(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> object:
+    """Start a task that belongs to the event loop and to no task group: trio's system task, a task of asyncio.
+
+    The loop cancels it when its main task has ended. It must raise nothing but that cancellation: on trio anything else
+    is an internal error. Keep what is returned: asyncio itself does not.
+    """
+    # In a context of its own, of which only the clock and the random source are the caller's.
+    context = Context()
+    context.run(sources.set, sources.get())
+    token = current_token().native_token
+    system_task: Callable[..., object] | None = getattr(sys.modules.get("trio.lowlevel"), "spawn_system_task", None)
+    if system_task is not None and not hasattr(token, "create_task"):
+        return system_task(function, name=name, context=context)
+    # A loop of asyncio, found by AnyIO, for trio has none.
+    return token.create_task(function(), name=name, context=context)  # type: ignore[attr-defined]
+
+
+_locals: Final[RunVar[dict[str, Any]]] = RunVar("agentcore_locals")
+
+
+def loop_locals() -> dict[str, Any]:
+    """Return a dictionary that belongs to the running event loop, and is gone with it."""
+    loop = current_token().native_token
+    if hasattr(loop, "create_task"):
+        # With a loop of asyncio itself: it owns none of its tasks, so it must own what does. A table besides, even a weak
+        # one, would keep a loop that was closed with tasks pending for ever, for those know their loop.
+        return cast("dict[str, Any]", vars(loop).setdefault("_agentcore_locals", {}))
+    try:
+        return _locals.get()
+    except LookupError:
+        found: dict[str, Any] = {}
+        _locals.set(found)
+        return found
+
+
+def presence_function() -> Callable[[], bool]:
+    """Return a function that tells, in any thread, whether the event loop that runs now is the one that runs it."""
+    token = current_token().native_token
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
+    is_asyncio = hasattr(token, "create_task")
+    find: Callable[[], object] = asyncio.get_running_loop if is_asyncio else trio.current_trio_token  # type: ignore[union-attr]
+
+    def is_here() -> bool:
+        try:
+            return find() is token
+        except RuntimeError:  # no loop of this kind runs here
+            return False
+
+    return is_here
 
 
 def wake_up_function() -> Callable[[Callable[[], object]], None]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from typing import Any, Protocol, final
+from typing import Any, Protocol, Self, final
 
 import anyio
 import attrs
 
-from agentcore._agent_records import AgentResult, Limit
+from agentcore._agent_records import AgentResult, Call, Limit, check_seconds
 from agentcore._agents import BaseAgent
 from agentcore._context import current_job
 from agentcore._directory import Route, describe
@@ -54,6 +55,22 @@ class Plan:
     total: Limit | None = None
     timeout: float | None = None
 
+    @classmethod
+    def make(cls, task: BaseTask, route: Route, timeout: float | None, deadline: float | None) -> Self:
+        """Make a plan of what the caller asks for and the task itself says; `deadline` counts from now, in seconds.
+
+        Raises:
+            ConfigurationError: one of them is no number of seconds.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        if task.timeout_ms is not None:
+            timeout = min(task.timeout_ms / 1000, math.inf if timeout is None else timeout)
+        if deadline is None:
+            return cls(route, None, timeout)
+        check_seconds("deadline", deadline)
+        return cls(route, Limit(anyio.current_time() + deadline, "total", deadline), timeout)
+
     def limit(self) -> Limit | None:
         """Return the nearest deadline of an execution that begins now."""
         if self.timeout is None:
@@ -75,6 +92,16 @@ class Plan:
             )
 
 
+class Watcher(Protocol):
+    """Answers for jobs: a group, for its children."""
+
+    def child_ended(self, job: Job) -> None:
+        """Hear that a job has been settled. Synchronous."""
+
+    def child_crashed(self, job: Job, error: BaseException) -> None:
+        """Hear of something that no ``except Exception`` may catch."""
+
+
 class SlotKeeper(Protocol):
     """Has the slots of a runtime."""
 
@@ -90,7 +117,10 @@ class Job:
         task: the task.
         agent: what executes it, from then on.
         plan: how it is to be executed.
-        parent: the job that it was run or submitted in, if that still runs.
+        parent: the job that it was made in, if that still runs.
+        is_inner: whether it belongs to its caller, who waits for it: one that is run, and the child of a group.
+        watcher: what answers for its failure; None for the runtime, or the caller of one that is run.
+        was_cut: whether it was cancelled because the runtime ends.
         handle: what the submitter holds; None for a task that is run.
         number: the how manieth it is that its runtime has accepted.
         scope: what cancelling the task cancels.
@@ -98,7 +128,7 @@ class Job:
         has_slot: whether one of the slots in flight is its own now.
         slots: where the slot comes from.
         enclosing: the job that it was made in.
-        waiters: the jobs that wait for its handle.
+        waiters: the jobs and asks that wait for its handle.
         waiting_for: how many children it waits for. Its slot is lent as long as there are any.
         cause: the exception behind the outcome.
         begun: whether it has made its first step.
@@ -113,6 +143,7 @@ class Job:
         "ended",
         "handle",
         "has_slot",
+        "is_inner",
         "number",
         "parent",
         "plan",
@@ -122,17 +153,32 @@ class Job:
         "turn",
         "waiters",
         "waiting_for",
+        "was_cut",
+        "watcher",
     )
 
-    def __init__(self, task: BaseTask, plan: Plan, parent: Job | None, turn: Turn | None, slots: SlotKeeper) -> None:
+    def __init__(
+        self,
+        task: BaseTask,
+        plan: Plan,
+        parent: Job | None,
+        turn: Turn | None,
+        slots: SlotKeeper,
+        *,
+        is_inner: bool = False,
+        watcher: Watcher | None = None,
+    ) -> None:
         self.task = task
         self.slots = slots
         # Of whatever runtime; what is run waits in it, so that its runtime finds its own job behind those of others.
         self.enclosing = current_job.get()
-        self.waiters: list[Job] = []
+        self.waiters: list[Job | Call] = []
         self.agent: BaseAgent | None = None
         self.plan = plan
         self.parent = parent
+        self.is_inner = is_inner
+        self.watcher = watcher
+        self.was_cut = False
         self.turn = turn
         self.number = 0
         self.has_slot = turn is None

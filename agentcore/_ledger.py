@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Final
 
-from agentcore._handle import TaskHandle, outcome_of
+from agentcore._handle import TaskHandle, error_of
 from agentcore._job import Job
 from agentcore._rules.task_states import TaskState
 from agentcore._tasks import BaseTask, TaskResult
@@ -26,6 +28,7 @@ class Ledger:
         jobs: the jobs that run or wait, by the id of their task, in the order of their arrival.
         accepted: how many there have been.
         ended: how many tasks have ended in each state.
+        on_abandoned: called with the id and the error of a failed task when its handle is gone and nobody has asked it.
     """
 
     def __init__(self, retention: int) -> None:
@@ -34,7 +37,9 @@ class Ledger:
         self.ended = dict.fromkeys(TaskState, 0)
         self._retention = retention
         self._recent: OrderedDict[str, BaseTask] = OrderedDict()
-        self._lost: dict[TaskHandle, BaseException | None] = {}
+        self.on_abandoned: Callable[[str, CoreError], object] | None = None
+        # By the id of the task and without the handle, which may vanish: then nobody can ask any more.
+        self._lost: dict[str, tuple[BaseTask, BaseException | None]] = {}
         self._lost_uncounted = 0
         self._cut: list[Job] = []
 
@@ -52,8 +57,8 @@ class Ledger:
         self._recent[task.id] = task
         if len(self._recent) > self._retention:
             self._recent.popitem(last=False)
-        if job.handle is not None and job.has_failed:
-            self._lose(job.handle, job.cause)
+        if job.handle is not None and job.has_failed and job.watcher is None:
+            self.lose(job.handle, job.cause)
 
     def get(self, task_id: str) -> BaseTask:
         """Return a task that runs or waits, or has ended not long ago.
@@ -73,6 +78,7 @@ class Ledger:
 
     def cut(self, job: Job) -> None:
         """Note that a job is cut short by the end of the runtime."""
+        job.was_cut = True
         self._cut.append(job)
 
     def cut_short(self) -> tuple[TaskResult, ...]:
@@ -82,27 +88,40 @@ class Ledger:
 
     def retrieved(self, handle: TaskHandle) -> None:
         """Note that somebody has learned how a task ended: if it failed, the failure is theirs from now on."""
-        self._lost.pop(handle, None)
+        self._lost.pop(handle.id, None)
         if handle._uncounted:
             handle._uncounted = False
             self._lost_uncounted -= 1
+        if handle._abandonment is not None:
+            handle._abandonment.detach()
 
-    def take_lost(self) -> tuple[list[CoreError], int]:
-        """Return the failures that reached nobody, as far as they were kept, and how many there are in all."""
-        errors = []
-        for handle, cause in self._lost.items():
-            try:
-                outcome_of(handle.task, cause)
-            except CoreError as error:
-                errors.append(error)
-        count = len(errors) + self._lost_uncounted
+    @property
+    def lost_count(self) -> int:
+        """How many failures have reached nobody."""
+        return len(self._lost) + self._lost_uncounted
+
+    def lost(self) -> list[CoreError]:
+        """Return the failures that have reached nobody, as far as they were kept: fresh errors, oldest first."""
+        errors = (error_of(task, cause) for task, cause in self._lost.values())
+        return [error for error in errors if error is not None]
+
+    def forget_lost(self) -> None:
+        """Note that all of them have been told."""
         self._lost.clear()
         self._lost_uncounted = 0
-        return errors, count
 
-    def _lose(self, handle: TaskHandle, cause: BaseException | None) -> None:
+    def lose(self, handle: TaskHandle, cause: BaseException | None) -> None:
+        """Note a failure that reaches nobody, unless somebody asks the handle."""
         if len(self._lost) < MAX_LOST:
-            self._lost[handle] = cause
+            self._lost[handle.id] = handle.task, cause
         else:
             self._lost_uncounted += 1
             handle._uncounted = True
+        if self.on_abandoned is not None:
+            handle._abandonment = weakref.finalize(handle, self._abandon, handle.task, cause)
+            handle._abandonment.atexit = False
+
+    def _abandon(self, task: BaseTask, cause: BaseException | None) -> None:
+        error = error_of(task, cause)
+        if self.on_abandoned is not None and error is not None:
+            self.on_abandoned(task.id, error)

@@ -1,119 +1,51 @@
 """The runtime: one block of code, one task group, and everything that runs for the program inside of it.
 
-This is the only part that composes the others. What it offers is done by `Scheduler` (``runtime.tasks``) and by
-`Directory` (``runtime.agents``); what is its own is how the block is entered and left.
+This is the only part that composes the others, and a facade in front of them: tasks are executed by `Scheduler`
+(``runtime.tasks``), found their agents by `Directory` (``runtime.agents``), and how the block is entered and left is decided
+by `Lifetime`.
 """
 
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
-import math
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import Token
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Final, Literal, Self, TypeVar, final
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar, TypeVarTuple, final
 
 import anyio
-import anyio.abc
 import anyio.lowlevel
 import attrs
 
-from agentcore import _interop
-from agentcore._agent_records import Limit, check_seconds
+from agentcore._agent_records import AgentContext, AgentResult, Emit, Limit, check_seconds
+from agentcore._agents import BaseAgent
+from agentcore._asks import Asks, own_context
 from agentcore._breaker import CircuitBreaker
 from agentcore._context import current_runtime
 from agentcore._directory import Directory
 from agentcore._events import Event, EventLog, EventSink
+from agentcore._failures import Failures
+from agentcore._groups import Completions, OnError, TaskGroup, checked, map_tasks
 from agentcore._handle import TaskHandle
+from agentcore._host import Host
 from agentcore._job import Plan
+from agentcore._ledger import Ledger
+from agentcore._lifetime import Lifetime
 from agentcore._owned_breakers import OwnedCircuitBreakers
+from agentcore._portal import Portal
 from agentcore._registry import Registry
+from agentcore._resources import Manager, Resources
 from agentcore._rules.circuit_config import CircuitBreakerConfig
-from agentcore._scheduler import Scheduler, TaskStatistics
-from agentcore._tasks import BaseTask, TaskFactory, TaskResult
-from agentcore.errors import AgentCrashedError, ConfigurationError, RuntimeClosedError, text_of
+from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
+from agentcore._scheduler import Scheduler, to_task
+from agentcore._streams import AgentStream
+from agentcore._tasks import BaseTask, TaskFactory
+from agentcore.errors import AgentError, ConfigurationError, RuntimeClosedError
+from agentcore.observe import _metrics
 
+Args = TypeVarTuple("Args")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _check_count(_: object, field: "attrs.Attribute[int]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(
-            f"{field.name} of a runtime must be a whole number, 1 or more: got {value!r}; pass one to RuntimeConfig",
-            {"name": field.name, "value": value},
-        )
-
-
-def _check_grace(_: object, field: "attrs.Attribute[float]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ConfigurationError(
-            f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; use 0 to cut at once",
-            {"name": field.name, "value": value},
-        )
-
-
-@final
-@attrs.frozen(kw_only=True)
-class RuntimeConfig:
-    """How a runtime behaves.
-
-    Args:
-        in_flight: how many tasks run at a time.
-        queue: how many submitted tasks may wait for that; then `submit` waits.
-        retention: how many tasks are remembered after their end, the newest.
-        grace: seconds that tasks may go on for when the block has been left.
-
-    Raises:
-        ConfigurationError: a value is not usable.
-    """
-
-    in_flight: int = attrs.field(default=256, validator=_check_count)
-    queue: int = attrs.field(default=1024, validator=_check_count)
-    retention: int = attrs.field(default=256, validator=_check_count)
-    grace: float = attrs.field(default=10.0, validator=_check_grace)
-
-
-@final
-@attrs.frozen(kw_only=True)
-class ShutdownReport:
-    """How a runtime was shut down.
-
-    Attributes:
-        reason: why what was cut short was.
-        drained: whether everything came to its own end in time.
-        cut_short: what was cancelled, as it ended, in the order of arrival.
-        agents_failed: names of the shared agents whose clean-up failed, with the error.
-        duration: seconds it took.
-    """
-
-    reason: str
-    drained: bool
-    cut_short: tuple[TaskResult, ...]
-    agents_failed: tuple[tuple[str, Exception], ...]
-    duration: float
-
-    def summary(self) -> str:
-        """Return what happened in a line, with the first 20 tasks that were cut short by name."""
-        if not self.cut_short:
-            return f"drained in {self.duration:.1f} s, nothing was cut short"
-        names = [f"{result.type} {result.task_id} ({result.state})" for result in self.cut_short[:20]]
-        if len(self.cut_short) > len(names):
-            names.append(f"and {len(self.cut_short) - len(names)} more")
-        return f"{self.reason} after {self.duration:.1f} s; cut short: {', '.join(names)}"
-
-
-@final
-@attrs.frozen(kw_only=True)
-class RuntimeStatistics:
-    """What a runtime has done.
-
-    Attributes:
-        state: ``new``, ``open``, ``draining`` or ``closed``.
-        tasks: what became of its tasks.
-    """
-
-    state: str
-    tasks: TaskStatistics
+T = TypeVar("T")
 
 
 @final
@@ -127,59 +59,91 @@ class AgentRuntime:
     for `RuntimeConfig.grace` seconds, then cancels them; leaving it by an exception or a cancellation cancels them at
     once. Tasks that are run or submitted inside of others are accepted as long as those run.
 
+    **Strict**, the default, it is a task group around the block: what breaks the runtime cancels the block. It has to be left
+    by the task that has entered it. **Hosted**, the task group belongs to the event loop: the runtime may be entered and
+    left in two tasks, or be held open across a ``yield``, as in fixtures, notebooks and the lifespan of a server. The block
+    goes on if the runtime breaks; `health` shows it, further calls and the exit raise it.
+
     Args:
         config: how it behaves.
         grace: seconds, instead of the one in `config`.
+        hosted: whether it is hosted. Left out, it is strict, and entering it inside of an asynchronous generator is refused.
 
     Raises:
-        ConfigurationError: an argument is not usable.
+        ConfigurationError: an argument is not usable; at entry, if it is strict by default in an asynchronous generator.
     """
 
     factory: ClassVar[type[TaskFactory]] = TaskFactory
     """Makes the tasks of which only a type is given."""
 
-    def __init__(self, config: RuntimeConfig | None = None, *, grace: float | None = None) -> None:
+    def __init__(
+        self, config: RuntimeConfig | None = None, *, grace: float | None = None, hosted: bool | None = None
+    ) -> None:
         if config is not None and not isinstance(config, RuntimeConfig):
             raise ConfigurationError(
                 f"config of a runtime must be a RuntimeConfig: got {config!r}; write RuntimeConfig(in_flight=...)",
                 {"name": "config", "value": config},
             )
+        if hosted not in (None, True, False):
+            raise ConfigurationError(
+                f"hosted of a runtime must be True, False or None: got {hosted!r}; use True across a `yield`",
+                {"name": "hosted", "value": hosted},
+            )
         config = config or RuntimeConfig()
         self.config: Final = config if grace is None else attrs.evolve(config, grace=grace)
         self._log = EventLog(capacity=1024)
+        ledger = Ledger(self.config.retention)
+        self._failures = Failures(ledger, is_logged=bool(hosted))
         self.agents: Final = Directory()
         self.breakers: Final = OwnedCircuitBreakers(self._log)
         self.tasks: Final = Scheduler(
-            self,
-            self._log,
-            in_flight=self.config.in_flight,
-            queue=self.config.queue,
-            retention=self.config.retention,
+            self, self._log, ledger, self._failures, in_flight=self.config.in_flight, queue=self.config.queue
         )
-        self._group: anyio.abc.TaskGroup | None = None
-        self._token: Token[object] | None = None
-        self._report: ShutdownReport | None = None
-        self._agents_failed: list[tuple[str, Exception]] = []
-        # Why the runtime is being shut down, and since when.
-        self._closing: tuple[str, float] | None = None
+        self._asks = Asks(self, self.agents, self.tasks)
+        self.resources: Final = Resources(self._failures)
+        self._portal = Portal()
+        self._lifetime = Lifetime(
+            hosted=hosted,
+            grace=self.config.grace,
+            tasks=self.tasks,
+            breakers=self.breakers,
+            agents=self.agents,
+            resources=self.resources,
+            portal=self._portal,
+            failures=self._failures,
+            log=self._log,
+        )
+        _metrics.attach(self)
 
     def __repr__(self) -> str:
-        return f"<AgentRuntime {self.tasks.state}, {len(self.tasks)} tasks>"
+        return f"<AgentRuntime {self._lifetime.state}, {len(self.tasks)} tasks>"
 
     @staticmethod
     def current() -> "AgentRuntime":
-        """Return the runtime whose block or task this is called in.
+        """Return the runtime that this is called in: the one of the block or task, else the one that the event loop hosts.
 
         Raises:
-            RuntimeClosedError: there is none.
+            RuntimeClosedError: there is none that is open, or the event loop hosts several.
         """
         runtime = current_runtime.get()
-        if not isinstance(runtime, AgentRuntime):
+        if isinstance(runtime, AgentRuntime) and runtime.tasks.state in ("open", "draining"):
+            return runtime
+        try:
+            host = Host.find()
+        except anyio.NoEventLoopError:
+            host = None
+        hosted = [one for one in host.residents if isinstance(one, AgentRuntime)] if host is not None else []
+        if len(hosted) == 1:
+            return hosted[0]
+        if hosted:
             raise RuntimeClosedError(
-                "there is no runtime here: got a call outside of every block; write `async with AgentRuntime() as runtime:`",
-                {"state": "none"},
+                f"the event loop hosts several runtimes: got {', '.join(map(repr, hosted))}; keep the one you mean in a variable",
+                {"state": "ambiguous"},
             )
-        return runtime
+        raise RuntimeClosedError(
+            f"there is no open runtime here: got {runtime!r}; write `async with AgentRuntime() as runtime:`",
+            {"state": "none" if runtime is None else "closed"},
+        )
 
     # Work.
 
@@ -252,6 +216,197 @@ class AgentRuntime:
         made, plan = self._plan(task, input, timeout, deadline, fields)
         return await self.tasks.submit(made, plan)
 
+    async def ask(
+        self,
+        ref: BaseAgent | str,
+        context: AgentContext | Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> AgentResult:
+        """Have an agent execute here, in the caller's own task, and return its result: no task is made, nothing waits in line.
+
+        It adds no checkpoint of its own; it waits only if the agent executes as often as it may already.
+
+        Args:
+            ref: an agent, or what one is registered as. Of a class or a factory one is made, and terminated afterwards.
+            context: what to work on; a dictionary becomes the parameters of one. It is copied: the agent's context has the
+                same task, memory, parameters and metadata.
+            timeout: seconds that the execution may take; then `BaseAgent.handle_error` gets an AgentTimeoutError.
+
+        Returns:
+            As `BaseAgent.execute`.
+
+        Raises:
+            AgentExecutionError: the agent failed to handle an error.
+            AgentTerminatedError: the agent has been terminated, or was while it executed.
+            AgentDeadlockError: the agent executes already in this very chain of calls, and takes no further one.
+            RuntimeClosedError: the runtime is not open; or it was shut down meanwhile, and the execution was cancelled.
+            TaskRoutingError: nothing is registered by this name.
+            AgentError: this is not the event loop of the runtime.
+            ConfigurationError: an argument is not usable.
+        """
+        if self.tasks.state != "open":
+            self.tasks.check_open("an ask", agent=str(ref))
+        if not self._lifetime.is_here():
+            raise self._elsewhere("ask")
+        own = own_context(context)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+            own._limit = Limit(anyio.current_time() + timeout, "timeout", timeout)
+        return await self._asks.execute(ref, own)
+
+    def stream(
+        self,
+        ref: BaseAgent | str,
+        context: AgentContext | Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        buffer: int = 0,
+    ) -> AgentStream:
+        """Return a block in which an agent executes, to go through what it emits: ``async with``, then ``async for``.
+
+        Args:
+            ref: as for `ask`.
+            context: as for `ask`.
+            timeout: as for `ask`.
+            buffer: how many items the agent may be ahead of who takes them.
+
+        Raises:
+            RuntimeClosedError: the runtime is not open.
+            AgentError: this is not the event loop of the runtime.
+            ConfigurationError: an argument is not usable.
+        """
+        self.tasks.check_open("a stream", agent=str(ref))
+        group = self._lifetime.group
+        if group is None or not self._lifetime.is_here():
+            raise self._elsewhere("stream")
+        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
+            raise ConfigurationError(
+                f"buffer of a stream must be a whole number, 0 or more: got {buffer!r}; use 0 to have the agent wait",
+                {"name": "buffer", "value": buffer},
+            )
+        check_seconds("timeout", timeout)
+        own = own_context(context)
+
+        async def execute(emit: Emit) -> AgentResult:
+            own._emit = emit
+            if timeout is not None:
+                own._limit = Limit(anyio.current_time() + timeout, "timeout", timeout)
+            return await self._asks.execute(ref, own)
+
+        return AgentStream(execute, group, self._failures, buffer)
+
+    def group(self, on_error: OnError = "cancel") -> TaskGroup:
+        """Return a block for tasks that end with it: ``async with runtime.group() as group: group.start(...)``.
+
+        Args:
+            on_error: what happens when a task fails. ``cancel``: the others and the block are cancelled, and leaving the block
+                raises all failures as a `TaskGroupError`, with the results of those that succeeded. ``first``: likewise, but
+                the first failure is raised as it is, with notes of the others. ``collect``: nothing; look at the handles or
+                at `TaskGroup.results`. A failure that nobody has looked at is raised when the runtime is left.
+
+        Raises:
+            ConfigurationError: there is no such way to handle errors.
+        """
+        return TaskGroup(self.tasks, self._plan, on_error)
+
+    async def map(
+        self,
+        task_type: str,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        limit: int | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> list[dict[str, Any]]:
+        """Run a task for each input and return the outputs, in the order of the inputs. The first failure cancels the rest.
+
+        Args:
+            task_type: what tasks.
+            inputs: of the tasks; drawn as there is room for them.
+            limit: how many may run or wait at a time; None for `RuntimeConfig.in_flight`.
+            timeout: seconds that each execution may take.
+            **fields: as for `run`.
+
+        Raises:
+            TaskGroupError: tasks failed; it has the results of all that have ended.
+            TaskRoutingError: there is neither a handler nor an agent for them.
+            RuntimeClosedError: the runtime takes no tasks.
+            ConfigurationError: an argument is not usable.
+        """
+        group = self.group()
+        start = partial(self._start_in, group, task_type, timeout, fields)
+        return await map_tasks(group, start, checked(inputs), self._limit(limit))
+
+    def as_completed(
+        self,
+        task_type: str,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        limit: int | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Completions:
+        """Return a block in which a task runs for each input, to go through their handles as they end.
+
+        Args:
+            task_type: what tasks.
+            inputs: of the tasks; drawn as handles are taken out.
+            limit: how many may have been started and not been taken; None for `RuntimeConfig.in_flight`.
+            timeout: seconds that each execution may take.
+            **fields: as for `run`.
+
+        Raises:
+            ConfigurationError: an argument is not usable.
+        """
+        group = self.group("collect")
+        start = partial(self._start_in, group, task_type, timeout, fields)
+        return Completions(group, start, checked(inputs), self._limit(limit))
+
+    async def resource(self, manager: Manager[T], name: str | None = None, *, close_timeout: float = 5.0) -> T:
+        """Open a context manager that agents share, and return what it gives. It is closed when the runtime ends.
+
+        It is entered and left in a task of its own, whoever calls this. Resources are closed after all agents, the one
+        opened last first. One that ends before that by itself is a crash of the runtime. The same object is opened once:
+        further calls return what it gave.
+
+        Args:
+            manager: an asynchronous or synchronous context manager.
+            name: by which `AgentContext.resource` and ``runtime.resources.get`` give it.
+            close_timeout: seconds that closing it may take.
+
+        Raises:
+            RuntimeClosedError: the runtime is not open.
+            AgentError: this is not the event loop of the runtime.
+            ConfigurationError: the name stands for another one; or an argument is not usable.
+            BaseException: whatever opening it raises.
+        """
+        check_seconds("close_timeout", close_timeout)
+        self.tasks.check_open("a resource", name=name)
+        if not self._lifetime.is_here():
+            raise self._elsewhere("resource")
+        return await self.resources.enter(manager, name, close_timeout)
+
+    def from_thread(self, function: Callable[[*Args], Awaitable[T]], *args: *Args, timeout: float | None = None) -> T:
+        """Run a coroutine function in the event loop of the runtime, from any other thread, and return what it returns.
+
+        Leaving the call in any way (its time is over, Ctrl-C) cancels the coroutine and waits until it has been unwound.
+
+        Args:
+            function: what to run.
+            *args: for the function.
+            timeout: seconds that it may take; None for as long as it takes.
+
+        Raises:
+            CallTimeoutError: it took longer.
+            RuntimeClosedError: the runtime is not open, or was left meanwhile.
+            AgentError: this is called in the event loop, which it would block.
+            ConfigurationError: the timeout is not usable.
+            BaseException: whatever the function raises.
+        """
+        check_seconds("timeout", timeout)
+        return self._portal.call(partial(function, *args), timeout)
+
     def handler(
         self, task_type: str, *, timeout: float | None = None, max_concurrency: int | None = None
     ) -> Callable[[F], F]:
@@ -313,40 +468,51 @@ class AgentRuntime:
 
     def statistics(self) -> RuntimeStatistics:
         """Return what has been done so far."""
-        return RuntimeStatistics(state=self.tasks.state, tasks=self.tasks.statistics())
+        return RuntimeStatistics(state=self.tasks.state, tasks=self.tasks.statistics(), asks=len(self.tasks.calls))
+
+    def health(self) -> RuntimeHealth:
+        """Return whether the runtime works, and what has failed in its background; for a server's health check."""
+        state, tasks = self._lifetime.state, self.tasks.statistics()
+        wrapped = self._failures.wrapped()
+        return RuntimeHealth(
+            healthy=state == "open",
+            state=state,
+            failures=wrapped.exceptions if wrapped is not None else (),
+            in_flight=tasks.in_flight,
+            queued=tasks.queued,
+            asks=len(self.tasks.calls),
+        )
 
     # Entering and leaving.
 
     @property
     def report(self) -> ShutdownReport | None:
         """How the runtime was shut down; None before."""
-        return self._report
+        return self._lifetime.report
 
     async def drain(self, timeout: float | None = None) -> bool:
-        """Take no further tasks from outside, and wait until those there are have ended. Always a checkpoint.
+        """Take no further work from outside, and wait until what there is has ended. Always a checkpoint.
 
         Args:
             timeout: seconds; None for as long as it takes.
 
         Returns:
-            Whether they have. If not, they go on.
+            Whether everything has. If not, it goes on.
 
         Raises:
             ConfigurationError: the timeout is not usable.
         """
         check_seconds("timeout", timeout)
-        self.tasks.stop_accepting()
-        await anyio.lowlevel.checkpoint()
-        with anyio.move_on_after(timeout) as scope:
-            await self.tasks.wait_idle()
-        return not scope.cancelled_caught
+        return await self._lifetime.drain(timeout)
 
     async def shutdown(
         self, grace: float | None = None, reason: str = "the runtime is shutting down"
     ) -> ShutdownReport:
-        """Drain, cancel what is left and terminate the shared agents. Later calls return the report, as soon as nothing is left to be done.
+        """Drain, cancel what is left, terminate the shared agents, close the resources.
 
-        Called inside a task, it leaves that one alone, and those that wait for it. Leaving the block does this by itself. Cancellation of the caller ends the draining, not the rest.
+        Later calls return the report, as soon as nothing is left to be done. Called inside a task, it leaves that one alone,
+        and those that wait for it. Leaving the block does this by itself. Cancellation of the caller ends the draining, not
+        the rest.
 
         Args:
             grace: seconds for draining; None for those of the configuration.
@@ -356,113 +522,40 @@ class AgentRuntime:
             ConfigurationError: the grace is not usable.
         """
         check_seconds("grace", grace)
-        if self._report is not None and not self.tasks:
-            return self._report
-        if self._closing is None:
-            self._closing = reason, _interop.monotonic()
-        try:
-            await self.drain(self.config.grace if grace is None else grace)
-        finally:
-            # In a task of its own: a `Task.cancel()` by the host comes through every shield, but ends only this task.
-            async with anyio.create_task_group() as group:  # noqa: ASYNC112 - not redundant: see above
-                group.start_soon(self._end_all, *self._closing)
-        assert self._report is not None  # `_end_all` has made it  # noqa: S101
-        return self._report
+        return await self._lifetime.shutdown(grace, reason)
 
-    async def _end_all(self, reason: str, began: float) -> None:
-        """Cancel every task, terminate the shared agents, and report.
+    @classmethod
+    async def open(cls, config: RuntimeConfig | None = None, *, grace: float | None = None) -> Self:
+        """Return a hosted runtime that is entered, for where no block can be written: a notebook. `aclose` leaves it.
 
-        Limited in time by what the agents do: a task ends when its clean-up has, and no sooner. If two calls overlap, each
-        does all of this, for the first reason; every step may be done twice.
+        Args:
+            config: as for `AgentRuntime`.
+            grace: as for `AgentRuntime`.
+
+        Raises:
+            ConfigurationError: an argument is not usable.
         """
-        with anyio.CancelScope(shield=True):
-            await self.tasks.cut(reason)
-            self.breakers.stop(reason)
-            await self._terminate_agents()
-        cut_short = self.tasks.cut_short()
-        first = self._report is None
-        self._report = ShutdownReport(
-            reason=reason,
-            drained=not cut_short,
-            cut_short=cut_short,
-            agents_failed=tuple(self._agents_failed),
-            duration=_interop.monotonic() - began,
-        )
-        if first:
-            self._log.emit("runtime_closed", summary=self._report.summary())
+        return await cls(config, grace=grace, hosted=True).__aenter__()
+
+    async def aclose(self) -> None:
+        """Leave a hosted runtime, as the end of its block would. Once it is closed, this does nothing.
+
+        Raises:
+            AgentCrashedError: there were failures in the background.
+            RuntimeClosedError: this is not the event loop of the runtime.
+            ConfigurationError: the runtime is strict, so it is left by its block.
+        """
+        await self._lifetime.close()
 
     async def __aenter__(self) -> Self:
-        if self.tasks.state != "new":
-            raise RuntimeClosedError(
-                f"a runtime can be entered once: got one in state {self.tasks.state!r}; make a new one",
-                {"state": self.tasks.state},
-            )
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
-        self.tasks.open(self._group)
-        self.breakers.open(self._group)
-        self._token = current_runtime.set(self)
+        await self._lifetime.enter(self)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
-        assert self._group is not None and self._token is not None  # `__aenter__` has set them  # noqa: S101, PT018
-        _, of_block = _interop.split_cancellation(exc) if exc is not None else (False, None)
-        grace, reason = None, "the runtime is shutting down"
-        if exc is not None:
-            grace, reason = 0, f"the block was left by {type(exc).__name__}"
-        try:
-            await self.shutdown(grace, reason)  # noqa: ASYNC102 - a cancellation ends the draining; the rest is shielded
-        except BaseException as error:  # noqa: ASYNC103 - a cancellation must not hide what the block raised
-            if of_block is None or not _interop.split_cancellation(error)[0]:
-                raise
-        finally:
-            current_runtime.reset(self._token)
-            # Not told of an exception of the block, which would come back wrapped in a group. No task is left by now.
-            told = (None, None, None) if of_block is not None else (exc_type, exc, traceback)
-            try:
-                own = await self._group.__aexit__(*told)  # noqa: ASYNC102 - as at the end of every task group
-            finally:
-                # Before a cancellation too, as a task group does: errors are not lost for it.
-                self._raise_failures(of_block)
-            if own and exc is not None and of_block is None:
-                raise RuntimeClosedError(
-                    "a runtime ends with its block: got a cancellation of its task group; "
-                    "cancel tasks by their handles, not by Task.cancel()",
-                    {"state": self.tasks.state},
-                )
+        await self._lifetime.leave(exc_type, exc, traceback)  # noqa: ASYNC102 - shields what must not be cut short
         return False
-
-    async def _terminate_agents(self) -> None:
-        for agent in reversed(self.agents.own_agents()):
-            try:
-                await agent.terminate()
-            except Exception as error:  # noqa: BLE001 - it is told by the report and raised at the exit
-                self._agents_failed.append((agent.name, error))
-                self.tasks.crashes.append(error)
-
-    def _raise_failures(self, of_block: BaseException | None) -> None:
-        """Raise what failed in the background, together with what the block raised; nothing if nothing did.
-
-        Raises:
-            AgentCrashedError: there were failures.
-            BaseExceptionGroup: there was something among them that no `except Exception` may catch.
-        """
-        lost, lost_count = self.tasks.take_lost()
-        background: list[BaseException] = [*self.tasks.crashes, *lost]
-        if not background:
-            return
-        count = len(self.tasks.crashes) + lost_count
-        told = [text_of(failure) or type(failure).__name__ for failure in background[:5]]
-        if count > len(told):
-            told.append(f"and {count - len(told)} more")
-        message = f"{count} failures in the background of the runtime: {'; '.join(told)}"
-        failures = [of_block, *background] if of_block is not None else background
-        ordinary = [failure for failure in failures if isinstance(failure, Exception)]
-        if len(ordinary) == len(failures):
-            raise AgentCrashedError(message, ordinary, {"failures": count})
-        raise BaseExceptionGroup(message, failures)
 
     def _plan(
         self,
@@ -470,34 +563,31 @@ class AgentRuntime:
         input: Mapping[str, Any] | None,
         timeout: float | None,
         deadline: float | None,
-        fields: dict[str, Any],
+        fields: Mapping[str, Any],
     ) -> tuple[BaseTask, Plan]:
-        check_seconds("timeout", timeout)
-        check_seconds("deadline", deadline)
-        made = self._task(task, input, fields)
-        route = self.agents.route(made.type)
-        if made.timeout_ms is not None:
-            timeout = min(made.timeout_ms / 1000, math.inf if timeout is None else timeout)
-        total = None if deadline is None else Limit(anyio.current_time() + deadline, "total", deadline)
-        return made, Plan(route, total, timeout)
+        if not self._lifetime.is_here() and self.tasks.state != "new":
+            raise self._elsewhere("run and submit")
+        made = to_task(task, input, fields, self.factory, self.tasks)
+        return made, Plan.make(made, self.agents.route(made.type), timeout, deadline)
 
-    def _task(
-        self,
-        task: BaseTask | str,
-        input: Mapping[str, Any] | None,
-        fields: dict[str, Any],
-    ) -> BaseTask:
-        if isinstance(task, str):
-            return self.factory.create_task(task, input, **{**self.tasks.inherited(), **fields})
-        if not isinstance(task, BaseTask):
+    def _start_in(
+        self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]
+    ) -> TaskHandle:
+        return group.start(task_type, input, timeout=timeout, **fields)
+
+    def _limit(self, limit: int | None) -> int:
+        if limit is None:
+            return self.config.in_flight
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ConfigurationError(
-                f"a runtime takes a task or the name of a type: got {task!r}; write BaseTask.create(type, input)",
-                {"name": "task", "value": task},
+                f"limit must be a whole number, 1 or more: got {limit!r}; use None for in_flight of the runtime",
+                {"name": "limit", "value": limit},
             )
-        if input is not None or fields:
-            raise ConfigurationError(
-                f"input and fields belong to the making of a task: got them for task {task.id}, which is there; "
-                "pass them to BaseTask.create",
-                {"name": "input", "value": input, "fields": fields},
-            )
-        return task
+        return limit
+
+    def _elsewhere(self, method: str) -> AgentError:
+        return AgentError(
+            f"{method} of a runtime must be called in its event loop: got a call in another one, or in a thread; "
+            "use runtime.from_thread(...)",
+            {"method": method},
+        )

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
-from typing import Any, final
+from typing import Any, Final, final
 
 import anyio
 import anyio.abc
@@ -23,20 +23,22 @@ import anyio.lowlevel
 import attrs
 
 from agentcore._admission import Admission
-from agentcore._agent_records import AgentContext, AgentResult
+from agentcore._agent_records import AgentContext, AgentResult, Call
 from agentcore._agents import BaseAgent, waits
-from agentcore._context import current_execution, current_job, current_runtime
+from agentcore._calls import Calls
+from agentcore._context import current_execution, current_job, current_runtime, current_terminations
 from agentcore._events import EventLog
+from agentcore._failures import Failures
 from agentcore._handle import TaskHandle, outcome_of
 from agentcore._interop import split_cancellation
-from agentcore._job import Job, Plan
+from agentcore._job import Job, Plan, Watcher
 from agentcore._ledger import Ledger
 from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._task_records import to_priority
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._tasks import BaseTask, TaskFactory, TaskResult
 from agentcore.abc import TaskRunner
 from agentcore.errors import (
-    CoreError,
+    ConfigurationError,
     RuntimeClosedError,
     TaskError,
     TaskStateError,
@@ -73,20 +75,23 @@ class Scheduler:
         log: where events go.
         in_flight: how many tasks may run at a time.
         queue: how many submitted tasks may wait for a slot; further submitters wait themselves.
-        retention: how many tasks are remembered after their end, the newest.
+        ledger: what is known of the tasks.
+        failures: where what reaches nobody goes.
     """
 
-    def __init__(self, runner: TaskRunner, log: EventLog, *, in_flight: int, queue: int, retention: int) -> None:
+    def __init__(
+        self, runner: TaskRunner, log: EventLog, ledger: Ledger, failures: Failures, *, in_flight: int, queue: int
+    ) -> None:
         self._runner = runner
         self._log = log
         self._admission = Admission(in_flight, queue)
-        self._ledger = Ledger(retention)
+        self._ledger = ledger
+        self._failures = failures
         self._group: anyio.abc.TaskGroup | None = None
         self._state = "new"
-        # What went wrong besides the tasks' own outcomes, for the exit of the runtime.
-        self.crashes: list[BaseException] = []
-        # The tasks from which somebody waits for all others to end, each as often as it does.
-        self._idlers: Counter[str] = Counter()
+        self.calls: Final = Calls(self._note_end)
+        # The tasks and calls from which somebody waits for all others to end, each as often as it does.
+        self._idlers: Counter[str | Call] = Counter()
         # While somebody waits for jobs to end; set by every one that does.
         self._ended: anyio.Event | None = None
 
@@ -101,6 +106,11 @@ class Scheduler:
     def state(self) -> str:
         """``new``, ``open``, ``draining`` or ``closed``."""
         return self._state
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no task runs or waits, and no ask."""
+        return not self._ledger.jobs and not len(self.calls)
 
     def active(self) -> list[BaseTask]:
         """Return the tasks that run or wait, in the order of their arrival."""
@@ -136,8 +146,9 @@ class Scheduler:
     async def run(self, task: BaseTask, plan: Plan) -> dict[str, Any]:
         """Execute a task in the caller's own task and return its output; see `AgentRuntime.run`."""
         parent = self._current()
-        self._check(task, parent)
-        job = self._accept(Job(task, plan, parent, self._admission.enter(task, parent), self._admission))
+        self._check(task)
+        turn = self._admission.enter(task, parent)
+        job = self._accept(Job(task, plan, parent, turn, self._admission, is_inner=True))
         job.begun = True
         tokens = current_job.set(job), current_runtime.set(self._runner)
         try:
@@ -153,14 +164,46 @@ class Scheduler:
         # First of all, so that a caller who is cancelled here has submitted nothing.
         await anyio.lowlevel.checkpoint()
         parent = self._current()
-        self._check(task, parent)
-        turn = await self._admission.queue_up(task, plan, parent, lambda: self._check(task, parent))
+        self._check(task)
+        turn = await self._admission.queue_up(task, plan, parent, lambda: self._check(task))
         # No await from here on: what is accepted has a task that sees to it.
         job = self._accept(Job(task, plan, parent, turn, self._admission))
         job.handle = TaskHandle(task, self)
         assert self._group is not None  # `open` has set it  # noqa: S101
-        self._group.create_task(self._own(job), name=f"{task.type} {task.id}", context=copy_context())
+        self._begin(job, self._group, None)
         return job.handle
+
+    def start(
+        self, task: BaseTask, plan: Plan, group: anyio.abc.TaskGroup, watcher: Watcher, chain: object
+    ) -> TaskHandle:
+        """Start a task in somebody's own task group and return a handle to it; see `TaskGroup.start`.
+
+        Args:
+            task: the task.
+            plan: how it is to be executed.
+            group: where it lives.
+            watcher: what answers for its failure.
+            chain: the executions around the group, which wait for it.
+        """
+        parent = self._current()
+        self._check(task)
+        turn = self._admission.line_up(task)
+        job = self._accept(Job(task, plan, parent, turn, self._admission, is_inner=True, watcher=watcher))
+        job.handle = TaskHandle(task, self)
+        self._begin(job, group, chain)
+        return job.handle
+
+    def _begin(self, job: Job, group: anyio.abc.TaskGroup, chain: object) -> None:
+        """Give a job a task of its own. Its structural context is that of its owner, everything else the submitter's."""
+        context = copy_context()
+        context.run(self._place, job, chain)
+        group.create_task(self._own(job), name=f"{job.task.type} {job.task.id}", context=context)
+
+    def _place(self, job: Job, chain: object) -> None:
+        current_job.set(job)
+        current_runtime.set(self._runner)
+        current_execution.set([job, chain, None])
+        current_terminations.set(())
 
     def cancel(self, handle: TaskHandle, reason: str | None) -> bool:
         """Begin to cancel the task of a handle; False if it has ended already."""
@@ -174,6 +217,11 @@ class Scheduler:
         """Note that somebody has learned how a task ended: if it failed, the failure is theirs from now on."""
         self._ledger.retrieved(handle)
 
+    def lose(self, job: Job) -> None:
+        """Note that nobody answers for the failure of a job: it is raised at the exit, unless somebody asks the handle."""
+        if job.handle is not None and job.has_failed:
+            self._ledger.lose(job.handle, job.cause)
+
     @contextmanager
     def waiting(self, handle: TaskHandle) -> Generator[None]:
         """Enclose the wait for a handle: the slot of the current job is lent, and a wait that could never end is refused.
@@ -185,8 +233,10 @@ class Scheduler:
         chain = current_execution.get()
         wait = waits.begin(job, chain) if job is not None and chain is not None else None
         current = self._current()
-        if job is not None and current is not None:
-            job.waiters.append(current)
+        # What waits here: a task of this runtime, else an ask.
+        waiter = current if current is not None else next(self.calls.around(chain), None)
+        if job is not None and waiter is not None:
+            job.waiters.append(waiter)
         # A task of another runtime may wait here too: it lends the slot that it has there.
         lender = current if current is not None else current_job.get()
         try:
@@ -195,27 +245,34 @@ class Scheduler:
         finally:
             if wait is not None:
                 waits.remove(wait)
-            if job is not None and current is not None:
-                job.waiters.remove(current)
+            if job is not None and waiter is not None:
+                job.waiters.remove(waiter)
 
     # Going out.
 
     async def wait_idle(self) -> None:
-        """Wait until no task runs or waits, but the ones that this is called in."""
+        """Wait until no task runs or waits, and no ask, but the ones that this is called in."""
         own = self._own_chain()
-        # Tasks that wait here do not wait for each other.
+        # Those that wait here do not wait for each other.
         self._idlers.update(own)
-        if self._ended is not None:
-            self._ended.set()
+        self._note_end()
         try:
-            # Who is in no task waits for them as well: nobody waits for him, so there is no circle.
-            while self._ledger.jobs.keys() - (+self._idlers if own else Counter()):
+            # Who is in none of them waits for them as well: nobody waits for him, so there is no circle.
+            while self._is_busy(+self._idlers if own else Counter()):
                 # Shared by all who wait: one of their own would hide it from the others.
                 if self._ended is None or self._ended.is_set():
                     self._ended = anyio.Event()
                 await self._ended.wait()
         finally:
             self._idlers.subtract(own)
+
+    def _is_busy(self, spared: Counter[str | Call]) -> bool:
+        left = sum(one in self._ledger.jobs or one in self.calls for one in spared)
+        return len(self._ledger.jobs) + len(self.calls) > left
+
+    def _note_end(self) -> None:
+        if self._ended is not None:
+            self._ended.set()
 
     def stop_accepting(self) -> None:
         """Refuse new tasks from now on, but for children of those that run."""
@@ -224,23 +281,20 @@ class Scheduler:
             self._admission.wake_submitters()
 
     async def cut(self, reason: str) -> None:
-        """Refuse every new task, cancel all that there are and wait for their end. Calls may overlap."""
+        """Refuse every new task and ask, cancel all that there are and wait for their end. May overlap."""
         self._state = "closed"
         self._admission.wake_submitters()
-        own = self._own_chain()
+        own: set[Any] = self._own_chain()
         for job in list(self._ledger.jobs.values()):
             if job.task.id not in own and not job.scope.cancel_called:
                 self._ledger.cut(job)
                 self._cancel(job, reason)
+        self.calls.end(lambda: self._refusal("an ask that was under way"), f"the runtime ends: {reason!r}", own)
         await self.wait_idle()
 
     def cut_short(self) -> tuple[TaskResult, ...]:
         """Return how the tasks ended that `cut` has cancelled, in the order of their arrival."""
         return self._ledger.cut_short()
-
-    def take_lost(self) -> tuple[list[CoreError], int]:
-        """Return the failures that reached nobody, as far as they were kept, and how many there are in all."""
-        return self._ledger.take_lost()
 
     # The life of a job.
 
@@ -254,10 +308,6 @@ class Scheduler:
         if job.ended:  # cancelled before this, its first step
             return
         job.begun = True
-        # This is a context of its own, a copy of the submitter's: nothing has to be set back.
-        current_job.set(job)
-        current_runtime.set(self._runner)
-        current_execution.set([job, None])
         try:
             with job.scope:
                 await self._execute(job)
@@ -265,15 +315,13 @@ class Scheduler:
             # It is settled, and the task ends here. A cancellation is not passed on: it may be a foreign `Task.cancel()`,
             # for which AnyIO would cancel the whole group; whoever cancels the group finds this task at its end anyway.
             _, rest = split_cancellation(error)
-            if rest is not None and not isinstance(rest, Exception):
-                self._crash(rest)
-
-    def _crash(self, error: BaseException) -> None:
-        """End the block of the runtime for something that no `except Exception` may catch, and have it raised there."""
-        # By hand: SystemExit and KeyboardInterrupt that leave a task would stop an asyncio loop dead.
-        self.crashes.append(error)
-        assert self._group is not None  # the job lived in it  # noqa: S101
-        self._group.cancel_scope.cancel(f"a task crashed: {error!r}")
+            if rest is None or isinstance(rest, Exception):
+                return
+            # By hand: SystemExit and KeyboardInterrupt that leave a task would stop an asyncio loop dead.
+            if job.watcher is not None:
+                job.watcher.child_crashed(job, rest)
+            else:
+                self._failures.crash(rest)
 
     async def _execute(self, job: Job) -> None:
         """Wait for a turn, run the agent, settle. Exceptions become the task's outcome, anything else goes on."""
@@ -314,32 +362,33 @@ class Scheduler:
             return await agent.execute(context)
         finally:
             if job.plan.route.owned:
-                await self._dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
+                await self.dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
 
-    async def _dismiss(self, agent: BaseAgent) -> None:
+    async def dismiss(self, agent: BaseAgent) -> None:
         """Terminate the agent of one task. The task's outcome stands whatever happens here, so a failure is the runtime's."""
         try:
             await agent.terminate()
         except Exception as error:  # noqa: BLE001 - raised at the exit of the runtime
-            self.crashes.append(error)
+            self._failures.add(error, f"the clean-up of agent {agent.name!r} failed")
 
     def _settle(
         self, job: Job, result: AgentResult | None, error: BaseException | None, *, cancelled: bool = False
     ) -> None:
         """Do all that follows from the end of an execution, at once."""
         task = job.task
-        if cancelled and job.handle is not None and not task.cancel_requested:
+        if cancelled and not job.is_inner and not task.cancel_requested:
             self._ledger.cut(job)  # cancelled together with the block of the runtime
         try:
             job.conclude(result, error, cancelled=cancelled)
         except Exception as broken:  # noqa: BLE001 - a subclass of a task raised; the slot must come back all the same
-            self.crashes.append(broken)
+            self._failures.add(broken, f"task {task.id} could not be ended properly")
         self._admission.leave(job)
         self._ledger.leave(job)
         if job.handle is not None:
             job.handle._finish(job.cause)
-        if self._ended is not None:
-            self._ended.set()
+        if job.watcher is not None:
+            job.watcher.child_ended(job)
+        self._note_end()
         # Last: a sink may raise what stops the program.
         self._log.emit(f"task_{task.state}", task_id=task.id, type=task.type, duration_ms=task.duration_ms)
 
@@ -369,28 +418,55 @@ class Scheduler:
             # A task that was started in a job may outlive it and still have it in its context.
             if self._ledger.jobs.get(job.task.id) is job:
                 return job
-            job = job.enclosing if job.handle is None else None
+            job = job.enclosing if job.is_inner else None
         return None
 
-    def _own_chain(self) -> set[str]:
-        """Return the ids of the tasks that wait for the caller."""
-        chain: set[str] = set()
-        frontier = [self._current()]
+    def _own_chain(self) -> set[str | Call]:
+        """Return the ids of the tasks that wait for the caller, and the asks."""
+        chain: set[str | Call] = set(self.calls.around(current_execution.get()))
+        frontier: list[Job | Call | None] = [self._current()]
         while frontier:
-            job = frontier.pop()
-            if job is not None and job.task.id not in chain:
-                chain.add(job.task.id)
-                frontier += [*job.waiters, job.parent if job.handle is None else None]
+            waiter = frontier.pop()
+            if isinstance(waiter, Call):
+                chain.add(waiter)
+            elif waiter is not None and waiter.task.id not in chain:
+                chain.add(waiter.task.id)
+                frontier += [*waiter.waiters, waiter.parent if waiter.is_inner else None]
         return chain
 
-    def _check(self, task: BaseTask, parent: Job | None) -> None:
-        if self._state != "open" and not (self._state == "draining" and parent is not None):
-            raise RuntimeClosedError(
-                f"a runtime takes tasks between entering and leaving its block: got one of type {task.type!r} "
-                f"in state {self._state!r}; "
-                + ("write `async with AgentRuntime() as runtime:`" if self._state == "new" else "it is shutting down"),
-                {"state": self._state, "task_id": task.id, "type": task.type},
-            )
+    def check_open(self, subject: str, **details: Any) -> None:
+        """Raise if the runtime takes nothing any more, from the caller.
+
+        Raises:
+            RuntimeClosedError: it does not. The cause is what it has failed by, if it has.
+        """
+        if self._state == "open":
+            return
+        if self._state == "draining" and (
+            self._current() is not None or any(self.calls.around(current_execution.get()))
+        ):
+            return
+        raise self._refusal(subject, **details)
+
+    def _refusal(self, subject: str, **details: Any) -> RuntimeClosedError:
+        failed = self._failures.fatal is not None
+        remedy = {
+            "new": "write `async with AgentRuntime() as runtime:`",
+            "failed": "it has failed, see the cause; make a new one",
+        }
+        state = "failed" if failed else self._state
+        error = RuntimeClosedError(
+            f"a runtime works between entering and leaving its block: got {subject} in state {state!r}; "
+            + remedy.get(state, "it is shutting down"),
+            {"state": state, **details},
+        )
+        if failed:
+            error.__cause__ = self._failures.wrapped()
+        return error
+
+    def _check(self, task: BaseTask) -> None:
+        if self._state != "open":
+            self.check_open(f"a task of type {task.type!r}", task_id=task.id, type=task.type)
         if task.state is not TaskState.PENDING:
             raise TaskStateError(
                 f"a task that is run or submitted must be PENDING: got task {task.id} in state {task.state.name}; "
@@ -404,3 +480,31 @@ class Scheduler:
                 f"a task can be submitted once: got task {task.id}, which the runtime has already; keep its handle",
                 {"task_id": task.id},
             )
+
+
+def to_task(
+    task: BaseTask | str,
+    input: Mapping[str, Any] | None,
+    fields: Mapping[str, Any],
+    factory: type[TaskFactory],
+    scheduler: Scheduler,
+) -> BaseTask:
+    """Return the task that is given, or make one of a type; it is a child of the task that this is called in.
+
+    Raises:
+        ConfigurationError: it is neither; or something is given to make a task of that is there already.
+    """
+    if isinstance(task, str):
+        return factory.create_task(task, input, **{**scheduler.inherited(), **fields})
+    if not isinstance(task, BaseTask):
+        raise ConfigurationError(
+            f"a runtime takes a task or the name of a type: got {task!r}; write BaseTask.create(type, input)",
+            {"name": "task", "value": task},
+        )
+    if input is not None or fields:
+        raise ConfigurationError(
+            f"input and fields belong to the making of a task: got them for task {task.id}, which is there; "
+            "pass them to BaseTask.create",
+            {"name": "input", "value": input, "fields": dict(fields)},
+        )
+    return task

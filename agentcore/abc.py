@@ -2,19 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from agentcore._breaker import CircuitBreaker
 from agentcore._handle import TaskHandle
 from agentcore._rules.circuit_config import CircuitBreakerConfig
-from agentcore._tasks import BaseTask
+from agentcore._tasks import BaseTask, TaskResult
 
-__all__ = ["TaskRunner"]
+__all__ = ["Completed", "Group", "ResourceKeeper", "Stream", "TaskRunner"]
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class _Block(Protocol):
+    async def __aenter__(self) -> Self:
+        """Enter the block."""
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Leave the block."""
+
+
+class Group(_Block, Protocol):
+    """A block for tasks that end with it; `TaskGroup` is one."""
+
+    @property
+    def handles(self) -> tuple[TaskHandle, ...]:
+        """The tasks that have been started, in order."""
+
+    @property
+    def results(self) -> tuple[TaskResult, ...]:
+        """How those did that have ended, in the order of their start."""
+
+    def start(self, task: BaseTask | str, input: Mapping[str, Any] | None = None, **options: Any) -> TaskHandle:
+        """Start a task and return a handle to it."""
+
+    def cancel(self, reason: str | None = None) -> None:
+        """Cancel every task that runs or waits, and the block."""
+
+
+class Completed(_Block, Protocol):
+    """A block to go through tasks as they end; `Completions` is one."""
+
+    def __aiter__(self) -> Self:
+        """Go through them."""
+
+    async def __anext__(self) -> TaskHandle:
+        """Wait for the next one."""
+
+
+class Stream(_Block, Protocol[R_co]):
+    """A block to go through what an agent emits; `AgentStream` is one."""
+
+    def __aiter__(self) -> Self:
+        """Go through it."""
+
+    async def __anext__(self) -> Any:
+        """Wait for the next item."""
+
+    @property
+    def result(self) -> R_co:
+        """How the execution ended."""
+
+
+class ResourceKeeper(Protocol):
+    """Has what agents share."""
+
+    def get(self, name: str) -> Any:
+        """Return what is open by a name."""
 
 
 class TaskRunner(Protocol):
-    """Runs tasks on behalf of agents and programs; a runtime is one."""
+    """Runs tasks and agents on behalf of agents and programs; a runtime is one.
+
+    What is loosely typed here stands above this file: `AgentContext` and `AgentRuntime` say what it is.
+    """
+
+    @property
+    def resources(self) -> ResourceKeeper:
+        """What agents share."""
+
+    async def ask(self, ref: Any, context: Any = None, *, timeout: float | None = None) -> Any:
+        """Have an agent execute in the caller's own task and return its result."""
+
+    def stream(self, ref: Any, context: Any = None, *, timeout: float | None = None, buffer: int = 0) -> Any:
+        """Return a block in which an agent executes, to go through what it emits."""
+
+    def group(self, on_error: Literal["cancel", "collect", "first"] = "cancel") -> Group:
+        """Return a block for tasks that end with it."""
+
+    async def map(self, task_type: str, inputs: Iterable[Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        """Run a task for each input and return the outputs in their order."""
+
+    def as_completed(self, task_type: str, inputs: Iterable[Mapping[str, Any]], **options: Any) -> Completed:
+        """Return a block to go through tasks as they end."""
 
     async def run(
         self,

@@ -6,6 +6,7 @@ CoreError
 │   ├── TaskTimeoutError          (also TimeoutError)   a deadline of the task passed
 │   ├── TaskCanceledError                               to who waits for a task that was cancelled
 │   ├── TaskExecutionError                              to who waits for a task that failed
+│   ├── TaskGroupError            (also ExceptionGroup) children of a group failed
 │   ├── TaskNotFoundError         (also LookupError)    no task has this id
 │   └── TaskRoutingError          (also ValueError)     nothing is registered that could run this task
 ├── AgentError
@@ -66,6 +67,7 @@ __all__ = [
     "TaskCanceledError",
     "TaskError",
     "TaskExecutionError",
+    "TaskGroupError",
     "TaskNotFoundError",
     "TaskRoutingError",
     "TaskStateError",
@@ -262,6 +264,50 @@ class TaskRoutingError(TaskError, ValueError):
 
     code = "task_routing"
     safe_text = "There is nothing that could process this task."
+
+
+class TaskGroupError(TaskError, ExceptionGroup[Exception]):
+    """Children of a group failed; raised when the group is left.
+
+    The leaves are the errors of the children, and what the block of the group raised besides. Details: ``failures``, how
+    many there are, and ``task_ids`` of the children that failed.
+
+    Attributes:
+        results: how every child that has ended did, in the order of their start: those that succeeded as well.
+    """
+
+    code = "task_group"
+    safe_text = "Some of several tasks could not be carried out."
+
+    def __new__(
+        cls,
+        message: str,
+        exceptions: Sequence[Exception],
+        details: Mapping[str, Any] | None = None,
+        results: Sequence[Any] = (),
+    ) -> Self:
+        """Make the group; the rest is for ``__init__``."""
+        del details, results
+        return super().__new__(cls, message, exceptions)
+
+    def __init__(
+        self,
+        message: str,
+        exceptions: Sequence[Exception],
+        details: Mapping[str, Any] | None = None,
+        results: Sequence[Any] = (),
+    ) -> None:
+        del exceptions  # `__new__` has taken them
+        super().__init__(message, details)
+        # Plain objects here: they are `TaskResult`s, which stand above this file.
+        self.results = tuple(results)
+
+    def derive(self, excs: Sequence[Exception], /) -> "TaskGroupError":  # type: ignore[override]
+        """Return a group of the same kind around some of the leaves (for ``split`` and ``except*``)."""
+        return type(self)(self.message, excs, self.details, self.results)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.message, list(self.exceptions)
 
 
 class AgentError(CoreError):

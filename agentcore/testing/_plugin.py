@@ -5,12 +5,15 @@ standard library alone; whatever it needs of the simulator is imported by those 
 """
 
 import argparse
+import importlib
 import importlib.util
 import inspect
 import math
 import os
 import shlex
+import sys
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
@@ -80,6 +83,11 @@ def _number(text: str, kind: Callable[[str], Number], least: int, what: str) -> 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker; pass on what the options say, until the end of the session."""
     config.addinivalue_line("markers", _MARKER)
+    for name in ("asyncio", "trio"):
+        # Those plugins are loaded already, if they are there.
+        if f"pytest_{name}" in sys.modules:
+            module = importlib.import_module(f"agentcore.testing._plugin_{name}")
+            config.pluginmanager.register(module, f"agentcore-{name}")
     given = config.getoption("sim_replay")
     line = os.environ.get(VARIABLE, "") if given is None else _bare(given)
     if line or given is not None:
@@ -268,40 +276,48 @@ def fault_plan(request: pytest.FixtureRequest) -> "FaultPlan":
 
 @pytest.fixture
 def agent_runtime(request: pytest.FixtureRequest) -> "AgentRuntime":
-    """An `AgentRuntime` that is entered, for `async def` tests that AnyIO's plugin runs (`pytest.mark.anyio`).
+    """An `AgentRuntime` that is entered, for `async def` tests that AnyIO's plugin, pytest-asyncio or pytest-trio runs.
 
-    A test of `@simulate` gets one that is entered for each run instead of this.
+    It is hosted, because fixtures are not always left in the task that has entered them. What fails in its background is
+    an error of the test. A test of `@simulate` gets one that is entered for each run instead of this.
     """
-    # A plain function, so that the plugins of pytest-asyncio and pytest-trio do not take it for theirs: they would enter
-    # the runtime in one task and leave it in another.
-    problem = _why_no_runtime(request.node)
-    if problem:
-        pytest.fail(
-            f"the fixture `agent_runtime` is for `async def` tests that AnyIO's plugin runs, by `pytest.mark.anyio`: {problem}; "
-            "write `async with AgentRuntime() as runtime:` in the test, or make it a test of @simulate",
-            pytrace=False,
-        )
-    runtime: AgentRuntime = request.getfixturevalue("_agent_runtime")
+    # A plain function, so that no plugin takes it for its own before it is known which one runs the test.
+    runtime: AgentRuntime = request.getfixturevalue(_runtime_fixture(request.node))
     return runtime
 
 
-def _why_no_runtime(item: pytest.Item) -> str | None:
-    for marker, plugin in (("asyncio", "pytest-asyncio"), ("trio", "pytest-trio")):
-        if item.get_closest_marker(marker) is not None:
-            return f"{plugin} runs this one"
+def _runtime_fixture(item: pytest.Item) -> str:
+    """Return the name of the fixture behind `agent_runtime` for a test."""
+    for plugin in ("asyncio", "trio"):
+        if item.get_closest_marker(plugin) is not None and item.config.pluginmanager.has_plugin(f"agentcore-{plugin}"):
+            # pytest-trio has objects of its own for values to come. It knows this one again when it calls the test.
+            return f"_agent_runtime_of_{plugin}"
     if not _is_async(item) and not hasattr(getattr(item, "obj", None), "hypothesis"):
-        return "this one is a plain function"
-    if "anyio_backend" not in getattr(item, "fixturenames", ()):
-        return "this one lacks the marker"
-    return None
+        problem = "this one is a plain function"
+    elif "anyio_backend" not in getattr(item, "fixturenames", ()):
+        problem = "this one lacks the marker"
+    else:
+        return "_agent_runtime"
+    pytest.fail(
+        "the fixture `agent_runtime` is for `async def` tests that a plugin runs, by `pytest.mark.anyio`, `pytest.mark.asyncio` "
+        f"or `pytest.mark.trio`: {problem}; add one, or write `with sync_runtime() as runtime:` in a plain function",
+        pytrace=False,
+    )
 
 
 @pytest.fixture
 async def _agent_runtime(request: pytest.FixtureRequest, anyio_backend: object) -> "AsyncIterator[AgentRuntime]":  # noqa: ARG001
+    async with runtime_of_test(request) as runtime:
+        yield runtime
+
+
+@asynccontextmanager
+async def runtime_of_test(request: pytest.FixtureRequest) -> "AsyncIterator[AgentRuntime]":
+    """Give a runtime that lives as long as a test."""
     from agentcore import AgentRuntime  # noqa: PLC0415
 
     request.node.stash[_RAISED] = False
-    async with AgentRuntime() as runtime:
+    async with AgentRuntime(hosted=True) as runtime:
         yield runtime
         if request.node.stash[_RAISED]:
             # The block does not see what the test has raised, so tasks that still run would get their time to end.

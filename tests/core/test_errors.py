@@ -36,7 +36,7 @@ every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name
 
 def make(cls: type[CoreError], message: str, details: dict[str, Any]) -> CoreError:
     """Make an error of any class."""
-    return cls(message, [ValueError(1)], details) if issubclass(cls, AgentCrashedError) else cls(message, details)
+    return cls(message, [ValueError(1)], details) if issubclass(cls, ExceptionGroup) else cls(message, details)
 
 
 def sent(error: E) -> E:

@@ -127,7 +127,7 @@ async def test_a_runtime_that_was_shut_down_before_it_was_entered_runs_nothing()
 
 async def test_the_current_runtime_is_that_of_the_block() -> None:
     """Inside of blocks, of tasks and of threads; the outer one again after the inner; none outside."""
-    with pytest.raises(RuntimeClosedError, match="there is no runtime here"):
+    with pytest.raises(RuntimeClosedError, match="there is no open runtime here"):
         AgentRuntime.current()
     async with runtime_of() as outer:
         async with runtime_of() as inner:

@@ -349,12 +349,14 @@ async def test_anyio(answer, agent_runtime):
     await anyio.sleep(0)
 
 @pytest.mark.asyncio
-async def test_asyncio():
+async def test_asyncio(agent_runtime):
+    assert AgentRuntime.current() is agent_runtime
     await asyncio.sleep(0)
 
 @pytest.mark.trio
-async def test_trio(answer, nursery):
+async def test_trio(answer, nursery, agent_runtime):
     assert answer == 42
+    assert AgentRuntime.current() is agent_runtime
     await trio.sleep(0)
 
 @pytest.mark.anyio
@@ -431,10 +433,10 @@ async def test_taken(agent_runtime, anyio_backend):
         pytest.param(
             ["--asyncio-mode=auto"],
             ON_ASYNCIO,
-            ["test_after", "test_unmarked", "test_with_their_fixture"],
+            ["test_after", "test_taken", "test_unmarked", "test_with_their_fixture"],
             id="asyncio_mode",
         ),
-        pytest.param(["-otrio_mode=true"], ON_TRIO, ["test_unmarked"], id="trio_mode"),
+        pytest.param(["-otrio_mode=true"], ON_TRIO, ["test_taken", "test_unmarked"], id="trio_mode"),
         pytest.param(["--asyncio-mode=auto", "-otrio_mode=true", "-n1"], "", [], id="both_modes"),
     ],
 )
@@ -443,17 +445,12 @@ def test_simulated_tests_beside_other_plugins(
 ) -> None:
     """They are plain functions for every plugin, whatever else runs in the session, without a single warning.
 
-    A test that is marked for AnyIO and taken over by another plugin gets no runtime, and is told so.
+    A test that is marked for AnyIO and taken over by another plugin gets its runtime there.
     """
     project.write("test_simulated.py", SIMULATED)
     project.write("test_neighbours.py", text)
-    taken = "test_taken" in text
-    said = project.test(
-        "-oasyncio_default_fixture_loop_scope=function", *arguments, plugins=ALL, status=FAILED if taken else 0
-    )
-    passed = {"PASSED": sorted([*IN_SIMULATED, *expected])}
-    assert outcomes(said) == {**passed, "ERROR": ["test_taken"]} if taken else passed
-    assert (" runs this one; write `async with AgentRuntime() as runtime:`" in said) == taken
+    said = project.test("-oasyncio_default_fixture_loop_scope=function", *arguments, plugins=ALL)
+    assert outcomes(said) == ({"PASSED": sorted([*IN_SIMULATED, *expected])})
 
 
 def test_simulated_tests_without_any_plugin(project: Project) -> None:
@@ -495,14 +492,6 @@ REFUSED = """\
 import anyio
 import pytest
 from agentcore import AgentRuntime
-
-@pytest.mark.asyncio
-async def test_of_asyncio(agent_runtime):
-    pass
-
-@pytest.mark.trio
-async def test_of_trio(agent_runtime):
-    pass
 
 def test_plain(agent_runtime):
     pass
@@ -569,17 +558,13 @@ def test_what_cannot_be_is_told(project: Project) -> None:
             "test_marker_with_position",
             "test_marker_with_unknown_backend[curio]",
             "test_marker_with_unknown_option[asyncio]",
-            "test_of_asyncio",
-            "test_of_trio",
             "test_plain",
             "test_sim_in_async_test[trio]",
         ],
     }
     for told in (
-        "the fixture `agent_runtime` is for `async def` tests that AnyIO's plugin runs, by `pytest.mark.anyio`",
-        "`pytest.mark.anyio`: pytest-asyncio runs this one; write `async with AgentRuntime() as runtime:` in the test",
-        "`pytest.mark.anyio`: pytest-trio runs this one; write",
-        "`pytest.mark.anyio`: this one is a plain function; write",
+        "the fixture `agent_runtime` is for `async def` tests that a plugin runs, by `pytest.mark.anyio`",
+        "`pytest.mark.trio`: this one is a plain function; add one, or write `with sync_runtime() as runtime:`",
         "the fixture `sim` is for tests that are plain functions, which call `sim.run(function)`",
         "pytest.mark.sim takes keyword arguments alone: got ('trio',)",
         "pytest.mark.sim: Simulation.__init__() got an unexpected keyword argument 'schedules'",

@@ -1,0 +1,118 @@
+"""What a runtime is given and what it tells of itself."""
+
+# No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
+# Their `__module__` reads agentcore, where names in strings could not be found.
+
+import math
+from typing import final
+
+import attrs
+
+from agentcore._scheduler import TaskStatistics
+from agentcore._tasks import TaskResult
+from agentcore.errors import ConfigurationError
+
+
+def _check_count(_: object, field: "attrs.Attribute[int]", value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(
+            f"{field.name} of a runtime must be a whole number, 1 or more: got {value!r}; pass one to RuntimeConfig",
+            {"name": field.name, "value": value},
+        )
+
+
+def _check_grace(_: object, field: "attrs.Attribute[float]", value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ConfigurationError(
+            f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; use 0 to cut at once",
+            {"name": field.name, "value": value},
+        )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RuntimeConfig:
+    """How a runtime behaves.
+
+    Args:
+        in_flight: how many tasks run at a time.
+        queue: how many submitted tasks may wait for that; then `submit` waits.
+        retention: how many tasks are remembered after their end, the newest.
+        grace: seconds that tasks may go on for when the block has been left.
+
+    Raises:
+        ConfigurationError: a value is not usable.
+    """
+
+    in_flight: int = attrs.field(default=256, validator=_check_count)
+    queue: int = attrs.field(default=1024, validator=_check_count)
+    retention: int = attrs.field(default=256, validator=_check_count)
+    grace: float = attrs.field(default=10.0, validator=_check_grace)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ShutdownReport:
+    """How a runtime was shut down.
+
+    Attributes:
+        reason: why what was cut short was.
+        drained: whether everything came to its own end in time.
+        cut_short: what was cancelled, as it ended, in the order of arrival.
+        agents_failed: names of the shared agents whose clean-up failed, with the error.
+        duration: seconds it took.
+    """
+
+    reason: str
+    drained: bool
+    cut_short: tuple[TaskResult, ...]
+    agents_failed: tuple[tuple[str, Exception], ...]
+    duration: float
+
+    def summary(self) -> str:
+        """Return what happened in a line, with the first 20 tasks that were cut short by name."""
+        if not self.cut_short:
+            return f"drained in {self.duration:.1f} s, nothing was cut short"
+        names = [f"{result.type} {result.task_id} ({result.state})" for result in self.cut_short[:20]]
+        if len(self.cut_short) > len(names):
+            names.append(f"and {len(self.cut_short) - len(names)} more")
+        return f"{self.reason} after {self.duration:.1f} s; cut short: {', '.join(names)}"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RuntimeStatistics:
+    """What a runtime has done.
+
+    Attributes:
+        state: ``new``, ``open``, ``draining`` or ``closed``.
+        tasks: what became of its tasks.
+        asks: how many executions by `AgentRuntime.ask` and `stream` are under way now.
+    """
+
+    state: str
+    tasks: TaskStatistics
+    asks: int = 0
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RuntimeHealth:
+    """Whether a runtime works.
+
+    Attributes:
+        healthy: whether it takes tasks. A task that has failed does not make it unhealthy.
+        state: ``new``, ``open``, ``draining``, ``closed``, or ``failed`` if a crash has ended it.
+        failures: what has failed in the background and reached nobody so far, what ended the runtime first; as it is
+            going to be raised at its exit.
+        in_flight: slots that tasks use now.
+        queued: tasks that wait for a slot now.
+        asks: executions by `AgentRuntime.ask` and `stream` that are under way now.
+    """
+
+    healthy: bool
+    state: str
+    failures: tuple[BaseException, ...]
+    in_flight: int
+    queued: int
+    asks: int
