@@ -415,14 +415,6 @@ import trio
 async def test_unmarked(autojump_clock, nursery):
     nursery.start_soon(trio.sleep, 5)
     await trio.sleep(9)
-
-@pytest.fixture
-def anyio_backend():
-    return "trio"
-
-@pytest.mark.anyio
-async def test_taken(agent_runtime, anyio_backend):
-    pass
 """
 
 
@@ -436,7 +428,7 @@ async def test_taken(agent_runtime, anyio_backend):
             ["test_after", "test_taken", "test_unmarked", "test_with_their_fixture"],
             id="asyncio_mode",
         ),
-        pytest.param(["-otrio_mode=true"], ON_TRIO, ["test_taken", "test_unmarked"], id="trio_mode"),
+        pytest.param(["-otrio_mode=true"], ON_TRIO, ["test_unmarked"], id="trio_mode"),
         pytest.param(["--asyncio-mode=auto", "-otrio_mode=true", "-n1"], "", [], id="both_modes"),
     ],
 )

@@ -6,7 +6,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 import agentcore
-from agentcore import AgentRuntime, RuntimeClosedError
+from agentcore import AgentRuntime, RuntimeClosedError, TaskCanceledError
 from tests.embedding.apps.parts import CONFIG, equip
 
 
@@ -21,7 +21,8 @@ app = FastAPI(lifespan=agentcore.lifespan(config=CONFIG, setup=equip))
 
 
 @app.exception_handler(RuntimeClosedError)
-async def unavailable(request: Request, error: RuntimeClosedError) -> JSONResponse:
+@app.exception_handler(TaskCanceledError)
+async def unavailable(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": str(error)}, 503)
 
 

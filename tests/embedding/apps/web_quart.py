@@ -8,7 +8,7 @@ from typing import Any
 from quart import request
 from quart_trio import QuartTrio
 
-from agentcore import AgentRuntime, RuntimeClosedError
+from agentcore import AgentRuntime, RuntimeClosedError, TaskCanceledError
 from tests.embedding.apps.parts import CONFIG, equip
 
 app = QuartTrio(__name__)
@@ -22,7 +22,8 @@ async def serving() -> AsyncIterator[None]:
 
 
 @app.errorhandler(RuntimeClosedError)
-async def unavailable(error: RuntimeClosedError) -> tuple[dict[str, Any], int]:
+@app.errorhandler(TaskCanceledError)
+async def unavailable(error: Exception) -> tuple[dict[str, Any], int]:
     return {"error": str(error)}, 503
 
 

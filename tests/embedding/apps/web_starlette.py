@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import agentcore
-from agentcore import RuntimeClosedError
+from agentcore import RuntimeClosedError, TaskCanceledError
 from tests.embedding.apps.parts import CONFIG, equip
 
 
@@ -38,6 +38,6 @@ app = Starlette(
         Route("/run/{type}", run, methods=["POST"]),
         Route("/submit/{type}", submit, methods=["POST"]),
     ],
-    exception_handlers={RuntimeClosedError: unavailable},
+    exception_handlers={RuntimeClosedError: unavailable, TaskCanceledError: unavailable},
     lifespan=agentcore.lifespan(config=CONFIG, setup=equip),
 )
