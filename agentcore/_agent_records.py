@@ -53,7 +53,7 @@ def check_seconds(name: str, value: object) -> None:
     Raises:
         ConfigurationError: it is something else.
     """
-    if value is None:
+    if value is None or (value.__class__ in (float, int) and 0 <= value < math.inf):
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise _unusable(name, value, "a number of seconds, 0 or more", "use None for no limit")
@@ -125,10 +125,11 @@ class AgentConfig:
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
 
 
+# Not frozen: that takes three times as long to make, on a hot path.
 @final
-@attrs.frozen
+@attrs.define(eq=False)
 class Limit:
-    """A deadline from outside of the agent.
+    """A deadline from outside of the agent. Never changed.
 
     Attributes:
         at: when, on the clock of the event loop.

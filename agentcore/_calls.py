@@ -18,36 +18,35 @@ class Calls:
 
     Args:
         on_end: called when one has ended.
+
+    Attributes:
+        under_way: all of them; who begins one adds it.
     """
 
     def __init__(self, on_end: Callable[[], object]) -> None:
-        self._under_way: set[Call] = set()
+        self.under_way: set[Call] = set()
         self._on_end = on_end
 
     def __len__(self) -> int:
         """Return how many are under way."""
-        return len(self._under_way)
+        return len(self.under_way)
 
     def __contains__(self, call: object) -> bool:
         """Tell whether a call is under way."""
-        return call in self._under_way
-
-    def enter(self, call: Call) -> None:
-        """Note a call that begins."""
-        self._under_way.add(call)
+        return call in self.under_way
 
     def leave(self, call: Call) -> None:
         """Note the end of a call."""
-        self._under_way.discard(call)
+        self.under_way.discard(call)
         self._on_end()
 
     def around(self, chain: object) -> Iterator[Call]:
         """Go through the calls that a chain of executions is a part of, from the inside out."""
         for link in links(chain):
-            if link[2] is not None and link[2] in self._under_way:
+            if link[2] is not None and link[2] in self.under_way:
                 yield link[2]
 
     def end(self, make_error: Callable[[], Exception], reason: str, spared: set[object]) -> None:
         """Cancel every call but the spared ones; each caller gets an error of its own."""
-        for call in self._under_way - spared:
+        for call in self.under_way - spared:
             call.end(make_error(), reason)

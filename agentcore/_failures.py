@@ -50,10 +50,14 @@ class Failures:
             _logger.error("%s: %s", what, text_of(error), exc_info=error)
 
     def crash(self, error: BaseException) -> None:
-        """Note what nothing in the runtime can go on after, and tell the owner, who ends it."""
-        self._errors.append(error)
-        if self._is_logged:
-            _logger.critical("the runtime has failed and ends: %r", error, exc_info=error)
+        """Note what nothing in the runtime can go on after, and tell the owner, who ends it.
+
+        Ctrl-C is not kept in a hosted runtime: the owner hands it on to the program, which it was meant for.
+        """
+        if not (self._is_logged and isinstance(error, KeyboardInterrupt)):
+            self._errors.append(error)
+            if self._is_logged:
+                _logger.critical("the runtime has failed and ends: %r", error, exc_info=error)
         if self.fatal is None:
             self.fatal = error
             if self._on_crash is not None:

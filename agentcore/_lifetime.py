@@ -62,7 +62,9 @@ class Lifetime:
         self.hosted = hosted
         self.report: ShutdownReport | None = None
         self.group: anyio.abc.TaskGroup | None = None
-        self.is_here: Callable[[], bool] = lambda: False
+        # The time of the event loop, there; None everywhere else.
+        self.now: Callable[[], float | None] = lambda: None
+        self._post: Callable[[Callable[[], object]], None] | None = None
         self._grace = grace
         self._tasks = tasks
         self._breakers = breakers
@@ -111,11 +113,12 @@ class Lifetime:
 
     def _open(self, group: anyio.abc.TaskGroup) -> None:
         self.group = group
-        self.is_here = _interop.presence_function()
+        self.now = _interop.local_clock()
+        self._post = _interop.wake_up_function()
         self._tasks.open(group)
         self._breakers.open(group)
         self._resources.open(group)
-        self._portal.open(group, self.is_here)
+        self._portal.open(group, self.now)
 
     async def _move_in(self, owner: object) -> None:
         """Have the task group opened in the host of the event loop."""
@@ -181,6 +184,9 @@ class Lifetime:
         self._tasks.stop_accepting()
         if self._over is not None:
             self._over.set()
+            if isinstance(error, KeyboardInterrupt) and self._post is not None:
+                # It came to a task of the runtime by chance, and is meant for the program: that gets it once more.
+                self._post(_interop.interrupt)
         elif self.group is not None:
             self.group.cancel_scope.cancel(f"the runtime has failed: {error!r}")
 
@@ -245,7 +251,7 @@ class Lifetime:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End. Raises what has failed in the background, together with what the block has raised."""
-        if not self.is_here():
+        if self.now() is None:
             raise RuntimeClosedError(
                 "a runtime must be left in its own event loop: got another one; leave it before its loop ends",
                 {"state": self.state},

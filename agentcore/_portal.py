@@ -51,7 +51,7 @@ class Portal:
 
     def __init__(self) -> None:
         self._group: anyio.abc.TaskGroup | None = None
-        self._is_here: Callable[[], bool] = lambda: False
+        self._now: Callable[[], float | None] = lambda: None
         self._post: Callable[[Callable[[], object]], None] | None = None
         self._lock = threading.Lock()
         # From the thread's call on, so that none can be forgotten between the thread and the loop.
@@ -62,17 +62,17 @@ class Portal:
         self._arrivals: deque[_Visit] = deque()
         self._bell: anyio.Event | None = None
 
-    def open(self, group: anyio.abc.TaskGroup, is_here: Callable[[], bool]) -> None:
-        """Take calls from now on, in the running event loop."""
+    def open(self, group: anyio.abc.TaskGroup, now: Callable[[], float | None]) -> None:
+        """Take calls from now on, in the running event loop; `now` is its clock, which gives None elsewhere."""
         self._group = group
-        self._is_here = is_here
+        self._now = now
         self._bell = anyio.Event()
         self._post = _interop.wake_up_function()
         group.start_soon(self._attend, name="portal for threads")
 
     def call(self, function: Callable[[], Awaitable[T]], timeout: float | None) -> T:
         """Run a coroutine function in the event loop and return what it returns; see `AgentRuntime.from_thread`."""
-        if self._is_here():
+        if self._now() is not None:
             raise AgentError(
                 "from_thread of a runtime is for other threads: got a call in its event loop, which it would block for ever; "
                 "await the function there"

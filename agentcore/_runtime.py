@@ -247,12 +247,13 @@ class AgentRuntime:
         """
         if self.tasks.state != "open":
             self.tasks.check_open("an ask", agent=str(ref))
-        if not self._lifetime.is_here():
+        now = self._lifetime.now()
+        if now is None:
             raise self._elsewhere("ask")
         own = own_context(context)
         if timeout is not None:
             check_seconds("timeout", timeout)
-            own._limit = Limit(anyio.current_time() + timeout, "timeout", timeout)
+            own._limit = Limit(now + timeout, "timeout", timeout)
         return await self._asks.execute(ref, own)
 
     def stream(
@@ -278,7 +279,7 @@ class AgentRuntime:
         """
         self.tasks.check_open("a stream", agent=str(ref))
         group = self._lifetime.group
-        if group is None or not self._lifetime.is_here():
+        if group is None or self._lifetime.now() is None:
             raise self._elsewhere("stream")
         if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
             raise ConfigurationError(
@@ -383,7 +384,7 @@ class AgentRuntime:
         """
         check_seconds("close_timeout", close_timeout)
         self.tasks.check_open("a resource", name=name)
-        if not self._lifetime.is_here():
+        if self._lifetime.now() is None:
             raise self._elsewhere("resource")
         return await self.resources.enter(manager, name, close_timeout)
 
@@ -565,7 +566,7 @@ class AgentRuntime:
         deadline: float | None,
         fields: Mapping[str, Any],
     ) -> tuple[BaseTask, Plan]:
-        if not self._lifetime.is_here() and self.tasks.state != "new":
+        if self._lifetime.now() is None and self.tasks.state != "new":
             raise self._elsewhere("run and submit")
         made = to_task(task, input, fields, self.factory, self.tasks)
         return made, Plan.make(made, self.agents.route(made.type), timeout, deadline)

@@ -88,7 +88,8 @@ class Scheduler:
         self._ledger = ledger
         self._failures = failures
         self._group: anyio.abc.TaskGroup | None = None
-        self._state = "new"
+        # ``new``, ``open``, ``draining`` or ``closed``; others only look at it.
+        self.state = "new"
         self.calls: Final = Calls(self._note_end)
         # The tasks and calls from which somebody waits for all others to end, each as often as it does.
         self._idlers: Counter[str | Call] = Counter()
@@ -96,16 +97,11 @@ class Scheduler:
         self._ended: anyio.Event | None = None
 
     def __repr__(self) -> str:
-        return f"<Scheduler {self._state}, {len(self)} tasks, {self._admission!r}>"
+        return f"<Scheduler {self.state}, {len(self)} tasks, {self._admission!r}>"
 
     def __len__(self) -> int:
         """Return how many tasks run or wait."""
         return len(self._ledger.jobs)
-
-    @property
-    def state(self) -> str:
-        """``new``, ``open``, ``draining`` or ``closed``."""
-        return self._state
 
     @property
     def is_idle(self) -> bool:
@@ -139,7 +135,7 @@ class Scheduler:
     def open(self, group: anyio.abc.TaskGroup) -> None:
         """Begin to accept tasks; submitted ones live in the group."""
         self._group = group
-        self._state = "open"
+        self.state = "open"
 
     # Coming in.
 
@@ -276,13 +272,13 @@ class Scheduler:
 
     def stop_accepting(self) -> None:
         """Refuse new tasks from now on, but for children of those that run."""
-        if self._state == "open":
-            self._state = "draining"
+        if self.state == "open":
+            self.state = "draining"
             self._admission.wake_submitters()
 
     async def cut(self, reason: str) -> None:
         """Refuse every new task and ask, cancel all that there are and wait for their end. May overlap."""
-        self._state = "closed"
+        self.state = "closed"
         self._admission.wake_submitters()
         own: set[Any] = self._own_chain()
         for job in list(self._ledger.jobs.values()):
@@ -440,9 +436,9 @@ class Scheduler:
         Raises:
             RuntimeClosedError: it does not. The cause is what it has failed by, if it has.
         """
-        if self._state == "open":
+        if self.state == "open":
             return
-        if self._state == "draining" and (
+        if self.state == "draining" and (
             self._current() is not None or any(self.calls.around(current_execution.get()))
         ):
             return
@@ -454,7 +450,7 @@ class Scheduler:
             "new": "write `async with AgentRuntime() as runtime:`",
             "failed": "it has failed, see the cause; make a new one",
         }
-        state = "failed" if failed else self._state
+        state = "failed" if failed else self.state
         error = RuntimeClosedError(
             f"a runtime works between entering and leaving its block: got {subject} in state {state!r}; "
             + remedy.get(state, "it is shutting down"),
@@ -465,7 +461,7 @@ class Scheduler:
         return error
 
     def _check(self, task: BaseTask) -> None:
-        if self._state != "open":
+        if self.state != "open":
             self.check_open(f"a task of type {task.type!r}", task_id=task.id, type=task.type)
         if task.state is not TaskState.PENDING:
             raise TaskStateError(

@@ -178,6 +178,14 @@ def current() -> Metrics | None:
     return _current
 
 
+def replace(metrics: Metrics | None) -> Metrics | None:
+    """Have something else, or nothing, count in this process; return what did before. For tests."""
+    global _current  # noqa: PLW0603 - process-wide by nature
+    with _lock:
+        before, _current = _current, metrics
+    return before
+
+
 def attach(runtime: Observed) -> None:
     """Have a new runtime counted, if anything is. Costs a look at a variable otherwise."""
     if (metrics := _current) is not None:

@@ -1,14 +1,15 @@
-"""Process-wide registries and circuit breakers of one's own, for the time of a test."""
+"""Process-wide registries, circuit breakers and metrics of one's own, for the time of a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agentcore import _breakers, _registry
+from agentcore.observe import _metrics
 
 
 @contextmanager
 def isolated_globals() -> Iterator[None]:
-    """Begin with no process-wide registry and no such circuit breaker, and put back at the end those that were there.
+    """Begin with no process-wide registry, circuit breaker or metrics, and put back at the end those that were there.
 
     For everything in the process: tests that run at the same time in other threads see it too.
     """
@@ -19,9 +20,11 @@ def isolated_globals() -> Iterator[None]:
         filled.clear()
     breakers = _breakers.of_process.list_all()
     _breakers.of_process.clear()
+    metrics = _metrics.replace(None)
     try:
         yield
     finally:
+        _metrics.replace(metrics)
         _breakers.of_process.replace(breakers)
         _registry.clear_registries()
         with _registry._lock:

@@ -23,9 +23,9 @@ from typing import Any, Self
 
 import pytest
 
-ROOT = Path(os.environ.get("EMBED_ROOT") or Path(__file__).parent.parent.parent)
+ROOT = Path(__file__).parent.parent.parent
 INT, TERM = signal.SIGINT, signal.SIGTERM
-LIMIT = 30
+LIMIT = float(os.environ.get("EMBED_LIMIT", "30"))
 """Seconds after which a test that waits in vain fails."""
 
 # What no host may print, however it ends.
@@ -100,21 +100,21 @@ class Gate:
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(LIMIT)
+        self._listener.settimeout(0.2)
         self.port: int = self._listener.getsockname()[1]
         self._open: list[Work] = []
 
-    def expect(self, *names: str) -> list[Work]:
-        """Wait until work of these names is under way; return it in their order."""
-        arrived: dict[str, Work] = {}
-        for _ in names:
+    def take(self) -> Work | None:
+        """Return the next work that reports; None if there is none for a moment."""
+        try:
             connection, _address = self._listener.accept()
-            connection.settimeout(LIMIT)
-            with connection.makefile() as lines:
-                name = lines.readline().strip()
-            arrived[name] = Work(name, connection)
-            self._open.append(arrived[name])
-        return [arrived[name] for name in names]
+        except TimeoutError:
+            return None
+        connection.settimeout(LIMIT)
+        with connection.makefile() as lines:
+            work = Work(lines.readline().strip(), connection)
+        self._open.append(work)
+        return work
 
     def close(self) -> None:
         for work in self._open:
@@ -205,6 +205,18 @@ class Program:
                 if self._ended or not self._news.wait(end - time.monotonic()):
                     break
         pytest.fail(f"{'it ended' if self._ended else 'in vain'}: no {pattern!r} in the output")
+
+    def expect(self, *names: str) -> list[Work]:
+        """Wait until work of these names is under way; return it in their order."""
+        arrived: dict[str, Work] = {}
+        end = time.monotonic() + LIMIT
+        while len(arrived) < len(names):
+            work = self.gate.take()
+            if work is not None:
+                arrived[work.name] = work
+            elif self.process.poll() is not None or time.monotonic() > end:
+                pytest.fail(f"of {', '.join(names)} only {', '.join(arrived) or 'nothing'} is under way")
+        return [arrived[name] for name in names]
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal as it comes in life: SIGINT from the keyboard to every process, others to the first one."""

@@ -31,6 +31,16 @@ pytestmark = {marker}
 
 """
 
+# Warnings are errors, and what is said and logged is seen as soon as it is.
+SETTINGS = """\
+[pytest]
+filterwarnings = error
+asyncio_default_fixture_loop_scope = function
+log_cli_level = WARNING
+log_cli_format = %(levelname)s %(name)s: %(message)s
+"""
+OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-q", "-s", "--show-capture=no")
+
 # By hand, and around the one that the plugin of agentcore gives.
 HOSTED = """
 @{fixture}
@@ -86,10 +96,8 @@ def session(place: Path, plugin: str, fixture: str, *tests: str) -> Program:
     head = HEAD.format(imports=imports, marker=marker)
     file = place / "test_it.py"
     file.write_text(head + fixture.format(fixture=decorator) + "".join(tests), encoding="utf-8")
-    # Warnings are errors, and what is said is seen as soon as it is said.
-    options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-W", "error", "-q", "-s", "--show-capture=no"]
-    logged = ["--log-cli-level=WARNING", "--log-cli-format=%(levelname)s %(name)s: %(message)s"]
-    return Program("-m", "pytest", "-c", "/dev/null", f"--rootdir={place}", *options, *logged, str(file))
+    (place / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
+    return Program("-m", "pytest", *OPTIONS, "-c", str(place / "pytest.ini"), str(file))
 
 
 def summary(output: str) -> str:
@@ -104,7 +112,7 @@ def test_work_and_failures_in_tests(plugin: str, fixture: str, tmp_path: Path) -
     with session(tmp_path, plugin, fixture, WORK, FAIL, CRASH, BOTH_FAIL) as process:
         times = PLUGINS[plugin][2]
         for _ in range(times):
-            process.gate.expect("own")[0].end()
+            process.expect("own")[0].end()
         assert process.finish() == 1
         assert summary(process.output) == f"{times} failed, {4 * times} passed, {4 * times} errors"
         assert len(records(process.output, "ERROR")) == 2 * times
@@ -116,7 +124,7 @@ def test_work_and_failures_in_tests(plugin: str, fixture: str, tmp_path: Path) -
 def test_the_keyboard_ends_a_session(plugin: str, fixture: str, tmp_path: Path) -> None:
     """SIGINT while work is under way: it is cut and cleans up."""
     with session(tmp_path, plugin, fixture, WORK) as process:
-        (own,) = process.gate.expect("own")
+        (own,) = process.expect("own")
         process.signal(INT)
         own.wait_for_cut()
         assert process.finish() == 2
@@ -128,7 +136,7 @@ def test_the_keyboard_ends_a_session(plugin: str, fixture: str, tmp_path: Path) 
 def test_sigterm_ends_a_session_at_once(plugin: str, tmp_path: Path) -> None:
     """pytest does not handle it."""
     with session(tmp_path, plugin, HOSTED, WORK) as process:
-        process.gate.expect("own")
+        process.expect("own")
         process.signal(TERM)
         assert process.finish() == -TERM
 

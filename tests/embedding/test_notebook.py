@@ -34,11 +34,11 @@ def test_open_work_and_close_in_three_cells(tmp_path: Path) -> None:
     with Notebook(tmp_path) as kernel:
         assert good(kernel.run(OPEN)) == ""
         own = kernel.start(OWN)
-        kernel.gate.expect("own")[0].end()
+        kernel.expect("own")[0].end()
         assert good(kernel.result(own)) == "own cleaned up\nown done\n{'name': 'own'}\n"
         assert good(kernel.run("await runtime.aclose()")) == "line closed\n"
         own = kernel.start(IN_ONE)
-        kernel.gate.expect("own")[0].end()
+        kernel.expect("own")[0].end()
         assert good(kernel.result(own)).endswith("open {'name': 'own'}\nline closed\n")
         assert kernel.shut_down() == 0
         assert records(kernel.said + kernel.output, "[A-Z]+") == []
@@ -55,7 +55,7 @@ def test_failures_show_below_a_cell_and_when_it_is_closed(tmp_path: Path) -> Non
             kernel.said = ""
             good(kernel.run(OPEN))
             good(kernel.run(BACKGROUND))
-            (background,) = kernel.gate.expect("background")
+            (background,) = kernel.expect("background")
             good(kernel.run(f"await runtime.submit({how!r})"))
             kernel.until_said(f"^{level} agentcore.runtime: .*")
             if how == "fail":
@@ -81,9 +81,9 @@ def test_an_interrupted_cell_takes_only_its_own_work_along(tmp_path: Path) -> No
     with Notebook(tmp_path) as kernel:
         good(kernel.run(OPEN))
         good(kernel.run(BACKGROUND))
-        (background,) = kernel.gate.expect("background")
+        (background,) = kernel.expect("background")
         cell = kernel.start(OWN)
-        (own,) = kernel.gate.expect("own")
+        (own,) = kernel.expect("own")
         kernel.interrupt()
         own.wait_for_cut()
         assert kernel.result(cell).error in {"CancelledError", "KeyboardInterrupt"}
@@ -101,7 +101,7 @@ def test_a_kernel_that_is_shut_down_during_work(how: str, tmp_path: Path) -> Non
     with Notebook(tmp_path) as kernel:
         good(kernel.run(OPEN))
         good(kernel.run(BACKGROUND))
-        kernel.gate.expect("background")
+        kernel.expect("background")
         if how == "menu":
             assert kernel.shut_down() == 0
         else:

@@ -30,7 +30,7 @@ def program(backend: str, mode: str, case: str, *, grace: float = 10) -> Program
 def test_the_end_of_the_block_waits_for_what_was_submitted(backend: str, mode: str) -> None:
     """The background task ends by itself, and nothing is said."""
     with program(backend, mode, "end") as process:
-        (background,) = process.gate.expect("background")
+        (background,) = process.expect("background")
         background.wait_for_draining()
         background.end()
         assert process.finish() == 0
@@ -56,7 +56,7 @@ def test_a_crash_leaves_the_block_of_a_hosted_runtime_to_its_author(
 ) -> None:
     """Its work is cut, calls are refused with the reason, the end of the block raises it."""
     with program(backend, "hosted", case) as process:
-        process.gate.expect("background")[0].wait_for_cut()
+        process.expect("background")[0].wait_for_cut()
         assert process.finish() == 1
         output = process.output
         assert "background cleaned up\n" in output
@@ -74,7 +74,7 @@ def test_a_crash_leaves_the_block_of_a_hosted_runtime_to_its_author(
 def test_what_exits_in_a_strict_runtime_ends_the_program(backend: str) -> None:
     """SystemExit cuts the block and everything in it."""
     with program(backend, "strict", "exit") as process:
-        process.gate.expect("background")[0].wait_for_cut()
+        process.expect("background")[0].wait_for_cut()
         assert process.finish() == 1
         assert "background cleaned up\n" in process.output
         assert "line closed\n" in process.output
@@ -86,7 +86,7 @@ def test_what_exits_in_a_strict_runtime_ends_the_program(backend: str) -> None:
 def test_a_dead_resource_cuts_a_strict_runtime(backend: str) -> None:
     """The block is cancelled, and raises the error of the resource."""
     with program(backend, "strict", "break") as process:
-        process.gate.expect("background")[0].wait_for_cut()
+        process.expect("background")[0].wait_for_cut()
         assert process.finish() == 1
         assert "background cleaned up\n" in process.output
         assert "line closed\n" in process.output
@@ -99,7 +99,7 @@ def test_a_dead_resource_cuts_a_strict_runtime(backend: str) -> None:
 def test_sigint_cuts_the_work(backend: str, mode: str) -> None:
     """KeyboardInterrupt comes out of the block; what was cut has cleaned up."""
     with program(backend, mode, "wait") as process:
-        own, background = process.gate.expect("own", "background")
+        own, background = process.expect("own", "background")
         process.settle()
         process.signal(INT)
         own.wait_for_cut()
@@ -114,7 +114,7 @@ def test_sigint_cuts_the_work(backend: str, mode: str) -> None:
 def test_sigterm_is_not_handled(backend: str) -> None:
     """The process is gone, as every Python program is that does nothing about it."""
     with program(backend, "strict", "wait") as process:
-        process.gate.expect("own", "background")
+        process.expect("own", "background")
         process.signal(TERM)
         assert process.finish() == -TERM
         assert process.output == ""
@@ -125,7 +125,7 @@ def test_sigterm_is_not_handled(backend: str) -> None:
 def test_sigterm_that_the_program_handles_drains(backend: str, mode: str) -> None:
     """Leaving the block is all it takes."""
     with program(backend, mode, "own handler") as process:
-        (background,) = process.gate.expect("background")
+        (background,) = process.expect("background")
         process.wait_for("ready")
         process.signal(TERM)
         background.wait_for_draining()
@@ -138,7 +138,7 @@ def test_sigterm_that_the_program_handles_drains(backend: str, mode: str) -> Non
 @modes
 def test_sigterm_that_the_program_handles_cuts_after_the_grace(backend: str, mode: str) -> None:
     with program(backend, mode, "own handler", grace=0.1) as process:
-        (background,) = process.gate.expect("background")
+        (background,) = process.expect("background")
         process.wait_for("ready")
         process.signal(TERM)
         background.wait_for_cut()
@@ -150,7 +150,7 @@ def test_sigterm_that_the_program_handles_cuts_after_the_grace(backend: str, mod
 def test_a_runtime_that_is_never_left_ends_with_its_loop(backend: str) -> None:
     """Its tasks are cut, it is closed, and one warning says what was forgotten."""
     with program(backend, "open", "-") as process:
-        process.gate.expect("background")
+        process.expect("background")
         assert process.finish() == 0
         assert "background cleaned up\n" in process.output
         assert "line closed\n" in process.output

@@ -61,9 +61,9 @@ hosts = pytest.mark.parametrize(
 def under_way(server: Server) -> tuple[http.client.HTTPConnection, Work, Work]:
     """Start a request and a background task; return them when both are under way."""
     pending = server.send("POST", "/run/work?name=request")
-    (request,) = server.gate.expect("request")
+    (request,) = server.expect("request")
     assert server.request("POST", "/submit/work?name=background")[0] == 202
-    (background,) = server.gate.expect("background")
+    (background,) = server.expect("background")
     return pending, request, background
 
 
@@ -125,7 +125,7 @@ def test_a_crash_shows_in_the_health_and_the_server_stays(
         assert text in str(health["failures"])
         status, content = server.request("POST", "/submit/work?name=late")
         assert status == 503
-        assert text in str(content)
+        assert text in content["cause"]
         server.signal(TERM)
         assert server.finish() == host.broken
         assert len(records(server.output, "[A-Z]+")) == 1

@@ -15,7 +15,7 @@ def program(backend: str, case: str, *, grace: float = 10) -> Program:
 
 
 def under_way(process: Program) -> list[Work]:
-    return process.gate.expect(*NAMES)
+    return process.expect(*NAMES)
 
 
 @both

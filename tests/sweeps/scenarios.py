@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypeAlias, final
 
@@ -34,6 +35,7 @@ from agentcore import (
 )
 from agentcore._agents import waits
 from agentcore._context import current_execution, current_job, current_runtime, current_terminations
+from agentcore._host import Host
 from agentcore.testing import current_simulation
 
 Act: TypeAlias = Callable[[Any], Awaitable[None]]
@@ -142,10 +144,14 @@ class State:
             return
         self.expect(False)
 
+    def residents(self) -> set[str]:
+        """Return the names of the tasks that are there for the whole scenario."""
+        return set()
+
     async def check(self) -> None:
         """Look at what is left: no task, and no trace in the context."""
         await current_simulation().settle()
-        assert [0] == [task.task for task in current_simulation().tasks()]
+        assert [0] == [task.task for task in current_simulation().tasks() if task.name not in self.residents()]
         assert (None, None, ()) == (current_execution.get(), current_job.get(), current_terminations.get())
         assert waits._waits == {}
 
@@ -314,6 +320,21 @@ class Agents(State):
 
 # Runtimes.
 
+_hosted: Final[ContextVar[bool]] = ContextVar("hosted", default=False)
+
+
+def hosted(build: Callable[[], State]) -> Callable[[], State]:
+    """Return what makes the same state with a hosted runtime in the place of a strict one."""
+
+    def make() -> State:
+        token = _hosted.set(True)
+        try:
+            return build()
+        finally:
+            _hosted.reset(token)
+
+    return make
+
 
 class Runtime(State):
     """A runtime with a handler for every word that `do` knows, and everything that was given to it.
@@ -326,7 +347,7 @@ class Runtime(State):
         **limits: of the runtime.
     """
 
-    words: ClassVar[tuple[str, ...]] = ("work", "sleep", "long", "hang", "fail", "crash", "stubborn")
+    words: ClassVar = ("work", "sleep", "long", "hang", "fail", "crash", "stubborn")
 
     def __init__(
         self,
@@ -338,7 +359,8 @@ class Runtime(State):
         lose: tuple[str, ...] = (),
         **limits: int,
     ) -> None:
-        self.runtime = AgentRuntime(RuntimeConfig(**limits), grace=grace)
+        self.is_hosted = _hosted.get()
+        self.runtime = AgentRuntime(RuntimeConfig(**limits), grace=grace, hosted=self.is_hosted)
         self.tasks: list[BaseTask] = []
         self.handles: list[TaskHandle] = []
         self.events: list[Event] = []
@@ -391,6 +413,17 @@ class Runtime(State):
             self.note(crashed)
         if error is None:
             await self.check_closed()
+            await current_simulation().settle()
+            assert ([0], None) == ([task.task for task in current_simulation().tasks()], Host.find())
+
+    def residents(self) -> set[str]:
+        """Return the names of the runtime's own tasks, as long as it is entered."""
+        if self.inside:
+            return set()
+        names = {f"resource {resource}" for resource in self.runtime.resources._all}
+        if self.runtime.tasks.state != "closed":
+            names.add("portal for threads")
+        return names | ({"host of agentcore", "runtime of agentcore"} if self.is_hosted else set())
 
     def note(self, error: BaseException) -> None:
         """Note what the runtime raised at its end; what is cancelled is not noted."""
@@ -456,8 +489,8 @@ class Runtime(State):
     def check_tasks(self) -> None:
         """Check that everything has ended that was accepted, each task once, and that nothing is held."""
         runtime = self.runtime
-        statistics = runtime.statistics().tasks
-        assert (0, 0, []) == (statistics.in_flight, statistics.queued, runtime.tasks.active())
+        asks, statistics = runtime.statistics().asks, runtime.statistics().tasks
+        assert (0, 0, 0, []) == (asks, statistics.in_flight, statistics.queued, runtime.tasks.active())
         assert statistics.accepted == statistics.completed + statistics.failed + statistics.canceled
         admission = runtime.tasks._admission
         assert (0, 0, 0) == (len(admission._slots), len(admission._room), admission._room.in_use)
@@ -559,6 +592,7 @@ __all__ = [
     "Worker",
     "check_agent",
     "do",
+    "hosted",
     "leaves",
     "scenario",
     "steps",

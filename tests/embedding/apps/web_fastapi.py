@@ -23,7 +23,7 @@ app = FastAPI(lifespan=agentcore.lifespan(config=CONFIG, setup=equip))
 @app.exception_handler(RuntimeClosedError)
 @app.exception_handler(TaskCanceledError)
 async def unavailable(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 503)
+    return JSONResponse({"error": str(error), "cause": str(error.__cause__)}, 503)
 
 
 @app.get("/healthz")

@@ -24,7 +24,7 @@ async def serving() -> AsyncIterator[None]:
 @app.errorhandler(RuntimeClosedError)
 @app.errorhandler(TaskCanceledError)
 async def unavailable(error: Exception) -> tuple[dict[str, Any], int]:
-    return {"error": str(error)}, 503
+    return {"error": str(error), "cause": str(error.__cause__)}, 503
 
 
 @app.get("/healthz")

@@ -29,7 +29,7 @@ async def submit(request: Request) -> JSONResponse:
 
 
 async def unavailable(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 503)
+    return JSONResponse({"error": str(error), "cause": str(error.__cause__)}, 503)
 
 
 app = Starlette(
