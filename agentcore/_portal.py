@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar, final
 
 import anyio
 import anyio.abc
+import anyio.from_thread
+from anyio.lowlevel import EventLoopToken, current_token
 
 from agentcore import _interop
 from agentcore.errors import AgentError, CallTimeoutError, RuntimeClosedError
@@ -60,15 +62,15 @@ class Portal:
         self._deserted: anyio.Event | None = None
         # Calls that have come into the loop, for the task that starts them. A callback cannot: it is in no task.
         self._arrivals: deque[_Visit] = deque()
-        self._bell: anyio.Event | None = None
+        self._bell: anyio.Event | None = None  # None until the first call: a runtime without any has no such task
+        self._token: EventLoopToken | None = None
 
     def open(self, group: anyio.abc.TaskGroup, now: Callable[[], float | None]) -> None:
         """Take calls from now on, in the running event loop; `now` is its clock, which gives None elsewhere."""
         self._group = group
         self._now = now
-        self._bell = anyio.Event()
+        self._token = current_token()
         self._post = _interop.wake_up_function()
-        group.start_soon(self._attend, name="portal for threads")
 
     def call(self, function: Callable[[], Awaitable[T]], timeout: float | None) -> T:
         """Run a coroutine function in the event loop and return what it returns; see `AgentRuntime.from_thread`."""
@@ -84,6 +86,8 @@ class Portal:
                 raise self._refusal()
             self._visits.add(visit)
         try:
+            if self._bell is None:
+                self._send(self._run_in_loop, self._open_door)
             self._send(post, lambda: self._announce(visit))
             result: T = self._wait(post, visit)
             return result
@@ -138,6 +142,15 @@ class Portal:
                     self._send(post, visit.leave)
                     visit.future.exception()
                 raise
+
+    def _run_in_loop(self, callback: Callable[[], object]) -> None:
+        anyio.from_thread.run_sync(callback, token=self._token)
+
+    def _open_door(self) -> None:
+        """Begin to take calls. In the event loop."""
+        if self._bell is None and self._group is not None and self._closed is None:
+            self._bell = anyio.Event()
+            self._group.start_soon(self._attend, name="portal for threads")
 
     def _announce(self, visit: _Visit) -> None:
         """Take a call in. In the event loop, as a callback."""
