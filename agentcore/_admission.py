@@ -53,10 +53,14 @@ class Admission:
             parent.waiting_for += 1
         return turn
 
+    def try_enter(self) -> bool:
+        """Take a slot for a task that is submitted, if one is free; otherwise it has to `queue_up`."""
+        return self._slots.try_take()
+
     async def queue_up(
         self, task: BaseTask, plan: Plan, submitter: Job | None, check: Callable[[], None]
     ) -> Turn | None:
-        """Take a slot for a task that is submitted and return None, or a place in the queue and return the turn to wait for.
+        """Wait for a place in the queue and return the turn to wait for then; None if there is a slot by now.
 
         Args:
             task: the task.
@@ -64,8 +68,6 @@ class Admission:
             submitter: the job that submits it, whose slot is lent while it waits.
             check: raises if the task may no longer be accepted; called when there was a wait.
         """
-        if self._slots.try_take():
-            return None
         if not self._room.try_take():
             await self._wait_for_room(task, plan, submitter, check)
             if self._slots.try_take():

@@ -97,8 +97,8 @@ class Directory:
         self._overlays: dict[str, Registry[Any]] = {}
         self.agents: Registry[Any] = self.registry(AGENTS)
         self.handlers: Registry[Any] = self.registry(HANDLERS)
-        # The agents around functions, each with what it was made for: a name may be registered anew.
-        self._functions: dict[str, tuple[object, FunctionAgent]] = {}
+        # The ways to the agents around functions, each with what it was made for: a name may be registered anew.
+        self._functions: dict[str, tuple[object, Route]] = {}
 
     def __repr__(self) -> str:
         return f"<Directory of {self.agents.size()} agents and {self.handlers.size()} handlers>"
@@ -138,8 +138,7 @@ class Directory:
         """
         function = self.handlers.get_sync(task_type)
         if function is not None:
-            agent = self._function_agent(task_type, function)
-            return Route(lambda: agent, owned=False)
+            return self._function_route(task_type, function)
         for name in (task_type, f"{task_type}_agent"):
             item = self.agents.get_sync(name)
             if item is not None:
@@ -160,11 +159,11 @@ class Directory:
         others = {id(item) for item in get_registry(AGENTS)._own_items()}
         return [item for item in self.agents._own_items() if isinstance(item, BaseAgent) and id(item) not in others]
 
-    def _function_agent(self, task_type: str, function: Callable[..., Any]) -> FunctionAgent:
+    def _function_route(self, task_type: str, function: Callable[..., Any]) -> Route:
         config = (self.handlers.get_metadata(task_type) or {}).get("config")
-        made_for, agent = self._functions.get(task_type, (None, None))
-        if agent is not None and made_for == (function, config):
-            return agent
+        made_for, route = self._functions.get(task_type, (None, None))
+        if route is not None and made_for == (function, config):
+            return route
         if not callable(function):
             raise TaskRoutingError(
                 f"the handler of task type {task_type!r} must be a function: got {function!r}; register another one",
@@ -172,8 +171,9 @@ class Directory:
             )
         default = AgentConfig(task_type, "function", max_concurrency=None)
         agent = FunctionAgent(function, config if isinstance(config, AgentConfig) else default)
-        self._functions[task_type] = ((function, config), agent)
-        return agent
+        route = Route(lambda: agent, owned=False)
+        self._functions[task_type] = ((function, config), route)
+        return route
 
     def _agent_route(self, name: str, task_type: str, item: object) -> Route:
         if isinstance(item, BaseAgent):

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, final
 import attrs
 
 from agentcore import _interop
+from agentcore._interop import sources
 
 _logger: Final = logging.getLogger("agentcore.events")
 
@@ -63,7 +64,7 @@ class Emitter:
     def emit(self, event_type: str, /, **data: Any) -> None:
         """Tell the sinks of an event, each in turn. A sink that raises is logged and cannot harm the emitter."""
         self._count += 1
-        raw = (self._count, event_type, _interop.wall_time(), data)
+        raw = (self._count, event_type, sources.get().wall(), data)
         self._keep(raw)
         if not self._sinks:
             return

@@ -79,14 +79,7 @@ class TaskHandle:
         Raises:
             AgentDeadlockError: the task waits for an agent that waits here, in a chain of calls.
         """
-        if self._done:
-            await anyio.lowlevel.checkpoint()
-        else:
-            if self._event is None:
-                self._event = anyio.Event()
-            with self._owner.waiting(self):
-                await self._event.wait()
-        self._owner.retrieved(self)
+        await self._wait()
         return TaskResult.from_task(self._task)
 
     async def result(self) -> dict[str, Any]:
@@ -98,7 +91,7 @@ class TaskHandle:
             TaskCanceledError: it was cancelled. The caller is not.
             AgentDeadlockError: the task waits for an agent that waits here, as a chain of calls.
         """
-        await self.wait()
+        await self._wait()
         return outcome_of(self._task, self._cause)
 
     def cancel(self, reason: str | None = None) -> bool:
@@ -111,6 +104,16 @@ class TaskHandle:
             False if it has ended already; then nothing changes.
         """
         return self._owner.cancel(self, reason)
+
+    async def _wait(self) -> None:
+        if self._done:
+            await anyio.lowlevel.checkpoint()
+        else:
+            if self._event is None:
+                self._event = anyio.Event()
+            with self._owner.waiting(self):
+                await self._event.wait()
+        self._owner.retrieved(self)
 
     def _finish(self, cause: BaseException | None) -> None:
         """Wake up who waits; called once by the owner."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self, final
 
 import anyio
@@ -41,9 +41,9 @@ class Turn:
 
 
 @final
-@attrs.frozen
+@attrs.define  # not frozen: that doubles what one costs
 class Plan:
-    """How a task is to be executed.
+    """How a task is to be executed. Nobody changes it.
 
     Attributes:
         route: the way to the agent.
@@ -183,6 +183,7 @@ class Job:
         self.number = 0
         self.has_slot = turn is None
         self.handle: TaskHandle | None = None
+        # Besides the one that AnyIO gives to each task: that cannot be told why.
         self.scope = anyio.CancelScope()
         self.waiting_for = 0
         self.cause: BaseException | None = None
@@ -211,9 +212,9 @@ class Job:
     @property
     def has_failed(self) -> bool:
         """Whether somebody should learn of an error. What is no Exception is raised by the block as it is, not by the task."""
-        if self.cause is not None and not isinstance(self.cause, Exception):
-            return False
         state = self.task.state
+        if state is TaskState.COMPLETED or (self.cause is not None and not isinstance(self.cause, Exception)):
+            return False
         return state is TaskState.FAILED or (state is TaskState.CANCELED and self.cause is not None)
 
     def conclude(self, result: AgentResult | None, error: BaseException | None, *, cancelled: bool) -> None:
@@ -223,13 +224,15 @@ class Job:
         task = self.task
         if isinstance(error, TaskStateError) and error.details.get("task_id") == task.id and self.agent is None:
             return  # it could not be started: somebody else executes it, and will end it
-        with suppress(TaskStateError):
+        try:
             if result is not None and result.success:
                 task.complete(result.output if isinstance(result.output, dict) else {"result": result.output})
             elif cancelled or task.cancel_requested:
                 task.cancel(None if task.cancel_requested else "the scope around it was cancelled")
             else:
                 task.fail(self._told(result, error))
+        except TaskStateError:
+            pass  # somebody has ended it by hand
 
     def _told(self, result: AgentResult | None, error: BaseException | None) -> dict[str, Any]:
         try:

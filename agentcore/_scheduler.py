@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, nullcontext
-from contextvars import copy_context
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, final
 
 import anyio
@@ -33,7 +32,7 @@ from agentcore._handle import TaskHandle, outcome_of
 from agentcore._interop import split_cancellation
 from agentcore._job import Job, Plan, Watcher
 from agentcore._ledger import Ledger
-from agentcore._rules.task_states import TaskPriority, TaskState
+from agentcore._rules.task_states import INITIAL, TaskPriority, TaskState
 from agentcore._task_records import to_priority
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
 from agentcore.abc import TaskRunner
@@ -43,6 +42,10 @@ from agentcore.errors import (
     TaskError,
     TaskStateError,
 )
+
+_NOTHING: Final = nullcontext()
+# Made once: an enumeration's members are formatted slowly.
+_ENDS: Final = {state: f"task_{state}" for state in TaskState}
 
 
 @final
@@ -161,7 +164,9 @@ class Scheduler:
         await anyio.lowlevel.checkpoint()
         parent = self._current()
         self._check(task)
-        turn = await self._admission.queue_up(task, plan, parent, lambda: self._check(task))
+        turn = None
+        if not self._admission.try_enter():
+            turn = await self._admission.queue_up(task, plan, parent, lambda: self._check(task))
         # No await from here on: what is accepted has a task that sees to it.
         job = self._accept(Job(task, plan, parent, turn, self._admission))
         job.handle = TaskHandle(task, self)
@@ -190,16 +195,18 @@ class Scheduler:
         return job.handle
 
     def _begin(self, job: Job, group: anyio.abc.TaskGroup, chain: object) -> None:
-        """Give a job a task of its own. Its structural context is that of its owner, everything else the submitter's."""
-        context = copy_context()
-        context.run(self._place, job, chain)
-        group.create_task(self._own(job), name=f"{job.task.type} {job.task.id}", context=context)
+        """Give a job a task of its own."""
+        group.create_task(self._own(job, chain), name=f"{job.task.type} {job.task.id}")
 
     def _place(self, job: Job, chain: object) -> None:
+        """Make the structural context that of the job's owner. It is a copy of the submitter's, whose variables stay otherwise."""
         current_job.set(job)
-        current_runtime.set(self._runner)
         current_execution.set([job, chain, None])
-        current_terminations.set(())
+        # A look costs a tenth of what setting costs.
+        if current_runtime.get() is not self._runner:
+            current_runtime.set(self._runner)
+        if current_terminations.get():
+            current_terminations.set(())
 
     def cancel(self, handle: TaskHandle, reason: str | None) -> bool:
         """Begin to cancel the task of a handle; False if it has ended already."""
@@ -218,15 +225,20 @@ class Scheduler:
         if job.handle is not None and job.has_failed:
             self._ledger.lose(job.handle, job.cause)
 
-    @contextmanager
-    def waiting(self, handle: TaskHandle) -> Generator[None]:
-        """Enclose the wait for a handle: the slot of the current job is lent, and a wait that could never end is refused.
+    def waiting(self, handle: TaskHandle) -> AbstractContextManager[None]:
+        """Return a block for the wait for a handle: the slot of the current job is lent, and a wait without an end is refused.
 
         Raises:
-            AgentDeadlockError: the task waits for an agent that waits here.
+            AgentDeadlockError: the task waits for an agent that waits here; on entering.
         """
-        job = self._ledger.jobs.get(handle.id)
         chain = current_execution.get()
+        if chain is None and current_job.get() is None:
+            return _NOTHING  # in no task and no ask, there is nothing to lend, and no circle to close
+        return self._waiting_inside(handle, chain)
+
+    @contextmanager
+    def _waiting_inside(self, handle: TaskHandle, chain: object) -> Generator[None]:
+        job = self._ledger.jobs.get(handle.id)
         wait = waits.begin(job, chain) if job is not None and chain is not None else None
         current = self._current()
         # What waits here: a task of this runtime, else an ask.
@@ -299,11 +311,12 @@ class Scheduler:
         self._log.emit("task_accepted", task_id=job.task.id, type=job.task.type, parent_id=job.task.parent_id)
         return job
 
-    async def _own(self, job: Job) -> None:
+    async def _own(self, job: Job, chain: object) -> None:
         """Execute a job as a task of its own."""
         if job.ended:  # cancelled before this, its first step
             return
         job.begun = True
+        self._place(job, chain)
         try:
             with job.scope:
                 await self._execute(job)
@@ -386,7 +399,7 @@ class Scheduler:
             job.watcher.child_ended(job)
         self._note_end()
         # Last: a sink may raise what stops the program.
-        self._log.emit(f"task_{task.state}", task_id=task.id, type=task.type, duration_ms=task.duration_ms)
+        self._log.emit(_ENDS[task.state], task_id=task.id, type=task.type, duration_ms=task.duration_ms)
 
     def _cancel(self, job: Job, reason: str | None) -> None:
         # The task may have been ended by hand; what runs for it is cancelled all the same.
@@ -463,7 +476,7 @@ class Scheduler:
     def _check(self, task: BaseTask) -> None:
         if self.state != "open":
             self.check_open(f"a task of type {task.type!r}", task_id=task.id, type=task.type)
-        if task.state is not TaskState.PENDING:
+        if task.state is not INITIAL:
             raise TaskStateError(
                 f"a task that is run or submitted must be PENDING: got task {task.id} in state {task.state.name}; "
                 "create a new task",

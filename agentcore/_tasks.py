@@ -231,12 +231,13 @@ class BaseTask:
     @property
     def duration_ms(self) -> int | None:
         """Milliseconds that the execution has taken so far, or took in all; None before the start."""
-        now = _interop.monotonic()
         with _transition:  # the end of the task changes what the clock means
-            if self._clock is None:
-                return None
-            seconds = self._clock if self._finished_at is not None else now - self._clock
-        return int(max(seconds, 0) * 1000)
+            seconds, running = self._clock, self._finished_at is None
+        if seconds is None:
+            return None
+        if running:
+            seconds = _interop.monotonic() - seconds
+        return int(seconds * 1000) if seconds > 0 else 0
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -554,7 +555,9 @@ class TaskFactory:
             TypeError: there is no such argument.
         """
         # Copied: tasks must not share what their factory has for all of them.
-        return cls.task_class.create(type, input, **{**copy.deepcopy(dict(cls.defaults)), **fields})
+        if cls.defaults:
+            fields = {**copy.deepcopy(dict(cls.defaults)), **fields}
+        return cls.task_class.create(type, input, **fields)
 
 
 @final

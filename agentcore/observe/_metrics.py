@@ -180,7 +180,7 @@ def current() -> Metrics | None:
 
 def replace(metrics: Metrics | None) -> Metrics | None:
     """Have something else, or nothing, count in this process; return what did before. For tests."""
-    global _current  # noqa: PLW0603 - process-wide by nature
+    global _current
     with _lock:
         before, _current = _current, metrics
     return before

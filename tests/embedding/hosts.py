@@ -30,9 +30,8 @@ LIMIT = float(os.environ.get("EMBED_LIMIT", "30"))
 
 # What no host may print, however it ends.
 NOISE = re.compile(
-    r"Task was destroyed|never retrieved|never awaited|TrioInternalError|cancel scope|different task|async_generator"
-    r"|asynchronous generator|GeneratorExit|Exception ignored|ResourceWarning|Event loop is closed|__del__"
-    r"|Task exception|leaked|Traceback \(most recent call last\):\s*$(?=[\s\S]{0,40}Error in sys)"
+    r"Task was destroyed|never retrieved|never awaited|TrioInternalError|[Cc]ancel scope|different task|Exception ignored"
+    r"|async_generator_asend|asynchronous generator is already running|GeneratorExit|ResourceWarning|loop is closed"
 )
 
 Answer = tuple[int, dict[str, Any]]

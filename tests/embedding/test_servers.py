@@ -24,33 +24,31 @@ class Host(NamedTuple):
     Attributes:
         line: behind `python -m`.
         patience: the option for how many seconds requests may go on for after the signal.
-        code: of the end by SIGTERM. Uvicorn ends by the signal itself, once it has shut down.
-        broken: of the end by SIGTERM after the shutdown of the app has failed.
+        code: of the end by SIGTERM, whether the shutdown of the app has failed or not. Uvicorn ends by the signal itself.
         closes_idle: whether the signal shows by the end of connections that wait for nothing. Quart keeps them.
     """
 
     line: tuple[str, ...]
     patience: str
     code: int = 0
-    broken: int = 1
     closes_idle: bool = True
 
     def start(self, *, patience: int = 20, grace: float = 10) -> Server:
         return Server("-m", *self.line, self.patience, str(patience), GRACE=str(grace))
 
 
-def host(name: str, server: tuple[str, ...], app: str, *modules: str, **codes: int) -> Any:
+def host(name: str, server: tuple[str, ...], app: str, *modules: str, **rest: Any) -> Any:
     line = (*server[:-1], f"tests.embedding.apps.{app}:app")
-    return pytest.param(Host(line, server[-1], **codes), id=name, marks=needs(server[0], *modules))
+    return pytest.param(Host(line, server[-1], **rest), id=name, marks=needs(server[0], *modules))
 
 
 hosts = pytest.mark.parametrize(
     "host",
     [
-        host("starlette-uvicorn", UVICORN, "web_starlette", "starlette", code=-TERM, broken=-TERM),
+        host("starlette-uvicorn", UVICORN, "web_starlette", "starlette", code=-TERM),
         host("starlette-hypercorn-asyncio", ASYNCIO, "web_starlette", "starlette"),
         host("starlette-hypercorn-trio", TRIO, "web_starlette", "starlette"),
-        host("fastapi-uvicorn", UVICORN, "web_fastapi", "fastapi", code=-TERM, broken=-TERM),
+        host("fastapi-uvicorn", UVICORN, "web_fastapi", "fastapi", code=-TERM),
         host("fastapi-hypercorn-asyncio", ASYNCIO, "web_fastapi", "fastapi"),
         host("fastapi-hypercorn-trio", TRIO, "web_fastapi", "fastapi"),
         host("quart-trio", TRIO, "web_quart", "quart_trio", closes_idle=False),
@@ -88,7 +86,7 @@ def test_a_failure_that_nobody_looks_at_is_told_at_once_and_at_the_end(host: Hos
         server.wait_for("^ERROR agentcore.runtime: .*")
         assert server.request("GET", "/healthz")[0] == 200
         server.signal(TERM)
-        assert server.finish() == host.broken
+        assert server.finish() == host.code
         assert len(records(server.output, "[A-Z]+")) == 1
 
 
@@ -127,7 +125,7 @@ def test_a_crash_shows_in_the_health_and_the_server_stays(
         assert status == 503
         assert text in content["cause"]
         server.signal(TERM)
-        assert server.finish() == host.broken
+        assert server.finish() == host.code
         assert len(records(server.output, "[A-Z]+")) == 1
 
 

@@ -5,6 +5,17 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"tests.sweeps.{module}"
-        for module in ("scenarios", "of_agents", "of_breakers", "of_pipeline", "of_runtime", "of_tasks")
+        for module in (
+            "scenarios",
+            "of_agents",
+            "of_breakers",
+            "of_life",
+            "of_life_ends",
+            "of_life_groups",
+            "of_life_hosted",
+            "of_pipeline",
+            "of_runtime",
+            "of_tasks",
+        )
     )
 )

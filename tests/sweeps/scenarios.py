@@ -512,7 +512,7 @@ class Runtime(State):
         # What waits for its children has lent its slot, but is still inside.
         assert self._nested or self.peak["all"] <= runtime.config.in_flight
         assert max((self.peak[word] for word in self.words), default=0) <= (self._concurrency or LONG)
-        for _, agent in runtime.agents._functions.values():
+        for agent in (route.take() for _, route in runtime.agents._functions.values()):
             assert (0, 0, 0) == (agent.metrics.running, agent.metrics.waiting, agent._slots.in_use)
             assert agent.state in (AgentState.IDLE, AgentState.ERROR)
 

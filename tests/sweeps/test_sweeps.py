@@ -9,10 +9,30 @@ import pytest
 from agentcore import CoreError
 from agentcore.testing import BACKENDS, FIFO, cancel_everywhere, explore
 from agentcore.testing._simulation import Backend
-from tests.sweeps import of_agents, of_breakers, of_pipeline, of_runtime, of_tasks
+from tests.sweeps import (
+    of_agents,
+    of_breakers,
+    of_life,
+    of_life_ends,
+    of_life_groups,
+    of_life_hosted,
+    of_pipeline,
+    of_runtime,
+    of_tasks,
+)
 from tests.sweeps.scenarios import TABLE, Scenario, State
 
-FILLED_BY = (of_agents, of_breakers, of_pipeline, of_runtime, of_tasks)
+FILLED_BY = (
+    of_agents,
+    of_breakers,
+    of_life,
+    of_life_groups,
+    of_life_ends,
+    of_life_hosted,
+    of_pipeline,
+    of_runtime,
+    of_tasks,
+)
 RUNS = 20
 SCHEDULES = (FIFO, "walk/1", "rare/2")
 
