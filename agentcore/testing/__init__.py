@@ -25,6 +25,7 @@ _HYPOTHESIS = {
     "agent_configs": "_strategies",
     "circuit_configs": "_strategies",
     "fault_plans": "_strategies",
+    "runtime_configs": "_strategies",
     "schedules": "_strategies",
     "tasks": "_strategies",
 }

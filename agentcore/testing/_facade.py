@@ -38,7 +38,7 @@ from ._sweep import SweepReport, cancel_everywhere
 
 if TYPE_CHECKING:
     from ._machine import SimMachine
-    from ._strategies import agent_configs, circuit_configs, fault_plans, schedules, tasks
+    from ._strategies import agent_configs, circuit_configs, fault_plans, runtime_configs, schedules, tasks
 
 __all__ = [  # noqa: RUF022 - in the order of use
     # run
@@ -94,6 +94,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "agent_configs",
     "circuit_configs",
     "fault_plans",
+    "runtime_configs",
     "schedules",
     "tasks",
     # itself

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import attrs
 
-from agentcore import AgentCapability, AgentConfig, BaseTask, CircuitBreakerConfig, TaskPriority
+from agentcore import AgentCapability, AgentConfig, BaseTask, CircuitBreakerConfig, RuntimeConfig, TaskPriority
 
 from ._fault_plans import Action, Fault, FaultPlan, InjectedFault
 from ._faults import Target, Targets, can_wait
@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:
         name="hypothesis",
     ) from None
 
-__all__ = ["agent_configs", "circuit_configs", "fault_plans", "schedules", "stateful", "tasks"]
+__all__ = ["agent_configs", "circuit_configs", "fault_plans", "runtime_configs", "schedules", "stateful", "tasks"]
 
 T = TypeVar("T")
 TaskT = TypeVar("TaskT", bound=BaseTask)
@@ -208,6 +208,28 @@ def agent_configs(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[AgentCo
         "metadata": _RECORDS,
     }
     return _values(AgentConfig, drawn, fields)
+
+
+def runtime_configs(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[RuntimeConfig]:
+    """Draw configurations of runtimes, most of them with little room. They shrink to the defaults.
+
+    Args:
+        **fields: strategies for fields by name, ``runtime_configs(in_flight=st.just(1))``.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        TypeError: there is no such field.
+    """
+    default = attrs.fields(RuntimeConfig)
+    drawn = {
+        "in_flight": st.just(default.in_flight.default) | st.integers(1, 8),
+        "queue": st.just(default.queue.default) | st.integers(1, 8),
+        "retention": st.just(default.retention.default) | st.integers(1, 8),
+        "grace": st.just(default.grace.default) | st.floats(0, _SECONDS),
+    }
+    return _values(RuntimeConfig, drawn, fields)
 
 
 def circuit_configs(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[CircuitBreakerConfig]:

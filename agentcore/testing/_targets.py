@@ -8,6 +8,7 @@
 | `thread:parse` | the hand-off of a function called `parse` to a worker thread |
 | `registry:tools` | `get` of the registry called `tools` |
 | `breaker:api` | what the circuit breaker called `api` calls, by `execute` or as a decorator |
+| `resource:db` | the opening of the resource called `db` |
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from agentcore import BaseAgent, CircuitBreaker, Registry, _interop
 from agentcore._directory import FunctionAgent
+from agentcore._resources import Resources
 
 from ._faults import Target, register_targets
 
@@ -68,8 +70,13 @@ def _breakers(name: str) -> Target:
     return Target(CircuitBreaker, "execute", matches=lambda self, *_args, **_kwargs: self.name == name, passed=0)
 
 
+def _resources(name: str) -> Target:
+    return Target(Resources, "enter", matches=lambda self, manager, called, *_args: called == name)
+
+
 register_targets("agent", _agents)
 register_targets("handler", _handlers)
 register_targets("thread", _threads)
 register_targets("registry", _registries)
 register_targets("breaker", _breakers)
+register_targets("resource", _resources)

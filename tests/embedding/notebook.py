@@ -51,7 +51,7 @@ class Notebook(Program):
         self.said = ""
         return self
 
-    def __exit__(self, *told: Any) -> None:
+    def __exit__(self, *told: object) -> None:
         client = getattr(self, "_client", None)
         if client is not None:
             client.stop_channels()

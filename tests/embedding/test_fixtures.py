@@ -116,17 +116,20 @@ def test_work_and_failures_in_tests(plugin: str, fixture: str, tmp_path: Path) -
             process.expect("own")[0].end()
         assert process.finish() == 1
         # pytest-trio has fixtures and the test in one nursery, and tells of both at once.
-        one = "4 failed, 1 passed" if plugin == "pytest-trio" else f"{times} failed, {4 * times} passed, {4 * times} errors"
+        one = (
+            "4 failed, 1 passed"
+            if plugin == "pytest-trio"
+            else f"{times} failed, {4 * times} passed, {4 * times} errors"
+        )
         assert summary(process.output) == one
         assert len(records(process.output, "ERROR")) <= 2 * times
         assert len(records(process.output, "CRITICAL")) == 2 * times
 
 
 @plugins
-@fixtures
-def test_the_keyboard_ends_a_session(plugin: str, fixture: str, tmp_path: Path) -> None:
+def test_the_keyboard_ends_a_session(plugin: str, tmp_path: Path) -> None:
     """SIGINT while work is under way: it is cut and cleans up."""
-    with session(tmp_path, plugin, fixture, WORK) as process:
+    with session(tmp_path, plugin, GIVEN, WORK) as process:
         (own,) = process.expect("own")
         process.settle()
         process.signal(INT)
@@ -139,7 +142,7 @@ def test_the_keyboard_ends_a_session(plugin: str, fixture: str, tmp_path: Path) 
 
 @plugins
 def test_sigterm_ends_a_session_at_once(plugin: str, tmp_path: Path) -> None:
-    """pytest does not handle it."""
+    """It is not handled by pytest."""
     with session(tmp_path, plugin, HOSTED, WORK) as process:
         process.expect("own")
         process.signal(TERM)

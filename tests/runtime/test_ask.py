@@ -650,8 +650,30 @@ async def test_an_ask_waits_for_a_task_that_shuts_the_runtime_down(hosted: bool,
                 handle = group.start("waiting")
             return (await handle.result())["result"]
 
-        waiting = register(made, "waiting", Doing(wait, name="waiting"))
+        @made.handler("waiting")
+        async def wait_as_task(given: dict[str, Any], context: AgentContext) -> Any:
+            return await wait(context)
+
+        waiting = Doing(wait, name="waiting")
         assert (await made.ask(Doing(enclose, name="enclosing") if around else waiting)).output is True
+        assert anyio.current_time() == 0
+
+
+@both
+@simulate(runs=6)
+async def test_a_shared_agent_waits_for_a_task_that_shuts_the_runtime_down(hosted: bool) -> None:
+    """The agent is terminated by the shutdown, but its execution that waits for the end is not in the way of it."""
+    async with opened(hosted=hosted) as made:
+
+        @made.handler("close")
+        async def close(given: dict[str, Any]) -> bool:
+            return (await made.shutdown(5)).drained
+
+        async def wait(context: AgentContext) -> Any:
+            return (await (await context.submit("close")).result())["result"]
+
+        register(made, "waiting", Doing(wait, name="waiting"))
+        assert (await made.ask("waiting")).output is True
         assert anyio.current_time() == 0
 
 
@@ -712,10 +734,11 @@ def test_cancelled_everywhere(hosted: bool) -> None:
     """Wherever two asks are cut short, one of a shared agent and one of its own: nothing is held, nothing is under way."""
 
     class State:
+        runtime: AgentRuntime
+
         def __init__(self) -> None:
             self.own: list[Doing] = []
             self.shared = Doing(lambda context: context.ask("own"), initialize=anyio.lowlevel.checkpoint)
-            self.runtime = runtime(hosted=hosted)
 
         def make(self) -> Doing:
             self.own.append(
@@ -726,7 +749,8 @@ def test_cancelled_everywhere(hosted: bool) -> None:
     @asynccontextmanager
     async def build() -> AsyncGenerator[State]:
         state = State()
-        async with state.runtime as made:
+        async with opened(hosted=hosted) as made:
+            state.runtime = made
             register(made, "own", state.make)
             yield state
 

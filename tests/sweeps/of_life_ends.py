@@ -210,7 +210,7 @@ async def leave_with_everything_under_way(state: Life) -> None:
     state.expect(3 == len(state.refused))
 
 
-@scenario(closed(grace=1.0), *BLOCK, *ASK, within=3.0)
+@scenario(closed(grace=1.0, lose=("RuntimeClosedError", "AgentTimeoutError")), *BLOCK, *ASK, within=3.0)
 async def leave_by_an_error_with_asks(state: Life) -> None:
     async def inside(state: Any) -> None:
         others.start_soon(state.ask_quietly, "stubborn")

@@ -209,7 +209,7 @@ async def map_some(state: Life) -> None:
     state.expect([] == await mapped(state, "work", 0))
 
 
-@scenario(open_(in_flight=2), *MAP, within=1.0)
+@scenario(open_(in_flight=2), *MAP, within=2.0)
 async def map_what_fails(state: Life) -> None:
     state.expect(await mapped(state, "fail", 4) is None)
     state.expect(await mapped(state, "stubborn", 3, timeout=1.0, limit=1) is None)

@@ -20,6 +20,7 @@ from agentcore import (
     BaseTask,
     CircuitBreaker,
     CircuitBreakerConfig,
+    RuntimeConfig,
     TaskExecutionError,
     TaskPriority,
     TaskState,
@@ -41,6 +42,7 @@ from agentcore.testing import (
     fault_plans,
     inject,
     run_sim,
+    runtime_configs,
     schedules,
     tasks,
 )
@@ -395,6 +397,16 @@ def test_configurations_of_circuits_are_valid_and_differ() -> None:
         assert config is CircuitBreaker("api", config).config
 
 
+def test_configurations_of_runtimes_are_valid_differ_and_shrink_to_the_defaults() -> None:
+    """A runtime takes every one."""
+    found = drawn(runtime_configs(), SOME)
+    for field in attrs.fields(RuntimeConfig):
+        assert 1 < len({getattr(config, field.name) for config in found}), field.name
+    for config in found:
+        assert config is AgentRuntime(config).config
+    assert RuntimeConfig() == find(runtime_configs(), lambda config: True, settings=STABLE)
+
+
 def test_configurations_of_circuits_shrink_to_the_defaults() -> None:
     """And take strategies by the names of the fields."""
     assert CircuitBreakerConfig() == find(circuit_configs(), lambda config: True, settings=STABLE)
@@ -414,7 +426,9 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("exported", [SimMachine, agent_configs, circuit_configs, fault_plans, schedules, tasks])
+@pytest.mark.parametrize(
+    "exported", [SimMachine, agent_configs, circuit_configs, fault_plans, runtime_configs, schedules, tasks]
+)
 def test_what_is_exported_reads_agentcore_testing(exported: Any) -> None:
     """Also what is loaded later than all else."""
     assert "agentcore.testing" == exported.__module__

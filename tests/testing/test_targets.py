@@ -1,5 +1,7 @@
 """Tests of the names by which faults hit agentcore itself."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -162,5 +164,39 @@ def test_faults_hit_what_a_breaker_calls(backend: Any, plan: str, expected: Any)
     assert expected == run_sim(_call_through, "api", backend=backend, plan=plan).unwrap()
 
 
+async def _open_twice(name: str) -> tuple[list[str], float]:
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def pool() -> AsyncIterator[str]:
+        seen.append("opened")
+        yield "pool"
+        seen.append("closed")
+
+    async with AgentRuntime() as runtime:
+        manager = pool()
+        for _ in range(2):
+            try:
+                seen.append(await runtime.resource(manager, name))
+            except (InjectedFault, OSError) as error:
+                seen.append(type(error).__name__)
+    return seen, anyio.current_time()
+
+
+@backends
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ("resource:db#1:raise", (["InjectedFault", "opened", "pool", "closed"], 0.0)),
+        ("resource:db#1:raise_after(OSError)", (["opened", "OSError", "pool", "closed"], 0.0)),
+        ("resource:db#1:delay(2)", (["opened", "pool", "pool", "closed"], 2.0)),
+        ("resource:other#1:raise", (["opened", "pool", "pool", "closed"], 0.0)),
+    ],
+)
+def test_faults_hit_the_opening_of_a_resource(backend: Any, plan: str, expected: Any) -> None:
+    """After a fault behind it, it is open all the same, and closed once."""
+    assert expected == run_sim(_open_twice, "db", backend=backend, plan=plan).unwrap()
+
+
 def test_the_kinds_are_known() -> None:
-    assert {"agent", "breaker", "handler", "registry", "thread"} <= set(known_kinds())
+    assert {"agent", "breaker", "handler", "registry", "resource", "thread"} <= set(known_kinds())

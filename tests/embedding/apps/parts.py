@@ -36,15 +36,15 @@ async def follow(name: str) -> None:
         await stream.send(f"{name}\n".encode())
         _arrived.add(name)
         while await stream.receive(1) != b"e":
-            # It wants to know when the runtime drains.
-            while AgentRuntime.current().health().state == "open":
+            # It wants to know when the runtime drains, of which there is no event.
+            while AgentRuntime.current().health().state == "open":  # noqa: ASYNC110
                 await anyio.sleep(0.01)
             await stream.send(b"d")
 
 
 async def until_under_way(name: str) -> None:
     """Wait until the test knows of this work."""
-    while name not in _arrived:
+    while name not in _arrived:  # noqa: ASYNC110 - an event would belong to one event loop
         await anyio.sleep(0.01)
 
 

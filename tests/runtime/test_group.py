@@ -1,0 +1,692 @@
+"""Groups: tasks that end with a block, however it ends; no failure of theirs is lost, and none is told twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from agentcore import (
+    AgentContext,
+    AgentCrashedError,
+    AgentRuntime,
+    ConfigurationError,
+    RuntimeClosedError,
+    TaskCanceledError,
+    TaskExecutionError,
+    TaskGroupError,
+    TaskHandle,
+    TaskRoutingError,
+    TaskState,
+    TaskTimeoutError,
+)
+from agentcore.testing import cancel_everywhere, simulate
+from tests.runtime.doing import both, opened, runtime
+from tests.runtime.parts import check_at_rest, holding
+
+pytestmark = pytest.mark.anyio
+
+Ways = Literal["cancel", "collect", "first"]
+every = pytest.mark.parametrize("on_error", ["cancel", "collect", "first"])
+
+
+async def until_ended(handle: TaskHandle) -> None:
+    """Wait for a task without asking its handle, which would take its failure."""
+    while not handle.is_done:
+        await anyio.sleep(1)
+
+
+@asynccontextmanager
+async def with_late(made: AgentRuntime) -> AsyncGenerator[None]:
+    """Register ``late``, which fails while it is unwound, and ``slow``, which takes a second for that."""
+
+    @made.handler("late")
+    async def late(given: dict[str, Any]) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError(f"late {given.get('n')}")
+
+    @made.handler("slow")
+    async def slow(given: dict[str, Any]) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(1)
+
+    yield
+
+
+def causes(error: BaseException) -> list[str]:
+    """Return the texts of what is behind the leaves of a group, or of one error."""
+    leaves = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
+    return [str(leaf.__cause__ or leaf) for leaf in leaves]
+
+
+# All is well.
+
+
+@both
+@every
+@simulate(runs=10)
+async def test_it_ends_with_its_tasks(hosted: bool, on_error: Ways) -> None:
+    """The block cannot be left before them; handles and results are in the order of the start."""
+    async with opened(hosted=hosted) as made:
+
+        @made.handler("nap")
+        async def nap(given: dict[str, Any]) -> dict[str, Any]:
+            await anyio.sleep(given["n"])
+            return given
+
+        async with made.group(on_error) as group:
+            handles = [group.start("nap", {"n": number}) for number in (3, 1, 2)]
+            assert (group.results, [handle.state for handle in handles]) == ((), [TaskState.PENDING] * 3)
+        assert (anyio.current_time(), group.handles) == (3, tuple(handles))
+        assert [result.output for result in group.results] == [{"n": 3}, {"n": 1}, {"n": 2}]
+        assert [await handle.result() for handle in handles] == [{"n": 3}, {"n": 1}, {"n": 2}]
+        assert made.statistics().tasks.in_flight == 0
+
+
+@every
+async def test_empty(on_error: Ways) -> None:
+    """A group without tasks is a block like any other."""
+    async with opened() as made:
+        async with made.group(on_error) as group:
+            await anyio.lowlevel.checkpoint()
+        assert (group.handles, group.results) == ((), ())
+
+
+@every
+async def test_only_the_block_fails(on_error: Ways) -> None:
+    """Its exception is untouched, and the tasks are cancelled."""
+    error = KeyError("mine")
+    async with opened() as made:
+        with pytest.raises(KeyError) as caught:
+            async with made.group(on_error) as group:
+                handle = group.start("hang")
+                raise error
+        assert caught.value is error
+        assert handle.state is TaskState.CANCELED
+        assert handle.task.cancel_reason == "the block of the group was left by KeyError"
+
+
+# Failures.
+
+
+@both
+@simulate(runs=10)
+async def test_cancel(hosted: bool) -> None:
+    """The first failure cancels siblings and block; all failures are told in the end, what succeeded is kept."""
+    async with opened(hosted=hosted) as made, with_late(made):
+        with pytest.raises(TaskGroupError) as caught:
+            async with made.group() as group:
+                done = group.start("echo", {"n": 0})
+                await done.wait()
+                handles = [group.start("late", {"n": 1}), group.start("hang")]
+                await anyio.wait_all_tasks_blocked()
+                failed = group.start("fail", {"n": 2})
+                await anyio.sleep_forever()
+        assert causes(caught.value) == ["number 2", "late 1"]
+        # A task that is cancelled is CANCELED, also if its clean-up fails.
+        assert [type(leaf) for leaf in caught.value.exceptions] == [TaskExecutionError, TaskCanceledError]
+        assert [result.output for result in caught.value.results] == [{"n": 0}, None, None, None]
+        assert [handle.state for handle in handles] == [TaskState.CANCELED] * 2
+        assert caught.value.details == {"failures": 2, "task_ids": [failed.id, handles[0].id]}
+        assert handles[1].task.cancel_reason == f"task {failed.id} of the same group failed"
+        assert made.health().failures == ()
+
+
+@both
+@simulate(runs=10)
+async def test_first(hosted: bool) -> None:
+    """The first failure alone is raised, with notes of the others."""
+    async with opened(hosted=hosted) as made, with_late(made):
+        with pytest.raises(TaskExecutionError) as caught:
+            async with made.group("first") as group:
+                group.start("late", {"n": 1})
+                await anyio.wait_all_tasks_blocked()
+                group.start("fail", {"n": 2})
+                await anyio.sleep_forever()
+        assert causes(caught.value) == ["number 2"]
+        assert len(caught.value.__notes__) == 1
+        assert "late 1" in caught.value.__notes__[0]
+        assert made.health().failures == ()
+
+
+@both
+@simulate(runs=10)
+async def test_collect(hosted: bool) -> None:
+    """Nothing is cancelled and nothing raised; the results tell, and whoever has looked knows."""
+    async with opened(hosted=hosted) as made:
+        hold = holding(made)
+        async with made.group("collect") as group:
+            group.start("fail", {"n": 1})
+            handle = group.start("hold", {"n": 2})
+            await anyio.wait_all_tasks_blocked()
+            assert handle.state is TaskState.RUNNING
+            hold.opened.set()
+        assert [result.state for result in group.results] == [TaskState.FAILED, TaskState.COMPLETED]
+        assert made.health().failures == ()
+
+
+@both
+@pytest.mark.parametrize("look", ["nobody", "wait", "result", "results"])
+@simulate(runs=3)
+async def test_failures_that_nobody_looks_at(hosted: bool, look: str) -> None:
+    """With ``collect`` they are raised at the exit of the runtime, and only those."""
+    caught: list[BaseException] = []
+    try:
+        async with opened(hosted=hosted) as made:
+            async with made.group("collect") as group:
+                first, _ = group.start("fail", {"n": 1}), group.start("fail", {"n": 2})
+            if look == "wait":
+                await first.wait()
+            elif look == "result":
+                with pytest.raises(TaskExecutionError):
+                    await first.result()
+            elif look == "results":
+                assert len(group.results) == 2
+    except AgentCrashedError as error:
+        caught.extend(error.exceptions)
+    expected = {"nobody": ["number 1", "number 2"], "results": []}.get(look, ["number 2"])
+    assert sorted(str(error.__cause__) for error in caught) == expected
+
+
+@every
+@simulate(runs=20)
+async def test_block_and_task_fail(on_error: Ways) -> None:
+    """Both are told, whichever comes first."""
+    for block_first in (True, False):
+        async with opened() as made, with_late(made):
+            with pytest.raises((TaskGroupError, TaskExecutionError, KeyError)) as caught:
+                async with made.group(on_error) as group:
+                    handle = group.start("late" if block_first else "fail", {"n": 1})
+                    if block_first:
+                        await anyio.wait_all_tasks_blocked()
+                    else:
+                        with contextlib.suppress(anyio.get_cancelled_exc_class()):
+                            await until_ended(handle)
+                    raise KeyError("mine")
+            group.results  # noqa: B018 - with ``collect``, the failure is looked at by this
+        number = "late 1" if block_first else "number 1"
+        told = causes(caught.value)
+        if on_error == "cancel":
+            assert isinstance(caught.value, TaskGroupError)
+            assert told == ["'mine'", number]
+        elif on_error == "collect":
+            assert told == ["'mine'"]
+        else:
+            assert told == ["'mine'" if block_first else number]
+            assert ("late 1" if block_first else "mine") in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("sibling", [None, "hang", "slow", "late"])
+@pytest.mark.parametrize("on_error", ["cancel", "first"])
+@simulate(runs=30)
+async def test_the_block_raises_what_a_handle_gave(on_error: Ways, sibling: str | None) -> None:
+    """The failure is told once, and it is told: whatever the siblings do meanwhile."""
+    async with opened() as made, with_late(made):
+        with pytest.raises((TaskGroupError, TaskExecutionError)) as caught:
+            async with made.group(on_error) as group:
+                if sibling is not None:
+                    group.start(sibling, {"n": 2})
+                    await anyio.lowlevel.checkpoint()
+                await group.start("fail", {"n": 1}).result()
+        others = ["late 2"] if sibling == "late" and caught.value.__class__ is TaskGroupError else []
+        assert causes(caught.value)[:1] == ["number 1"]
+        assert set(causes(caught.value)[1:]) <= set(others)
+        assert isinstance(caught.value, TaskGroupError) == (on_error == "cancel")
+
+
+@every
+@pytest.mark.parametrize("sibling", [None, "hang", "slow"])
+@simulate(runs=20)
+async def test_the_block_fails_after_it_has_cancelled(on_error: Ways, sibling: str | None) -> None:
+    """A group that is cancelled is left silently, but an exception of the block is not swallowed with it."""
+    async with opened() as made, with_late(made):
+        with pytest.raises(KeyError, match="mine"):
+            async with made.group(on_error) as group:
+                if sibling is not None:
+                    group.start(sibling)
+                    await anyio.wait_all_tasks_blocked()
+                group.cancel("enough")
+                raise KeyError("mine")
+
+
+@simulate(runs=10)
+async def test_the_clean_up_of_the_block_fails() -> None:
+    """An exception that the block raises while a failure cancels it comes with the failure."""
+    for on_error in ("cancel", "first"):
+        async with opened() as made, with_late(made):
+            with pytest.raises((TaskGroupError, TaskExecutionError)) as caught:
+                async with made.group(on_error) as group:  # type: ignore[arg-type]
+                    group.start("slow")
+                    await anyio.wait_all_tasks_blocked()
+                    group.start("fail", {"n": 1})
+                    try:
+                        await anyio.sleep_forever()
+                    finally:
+                        raise KeyError("mine")
+            told = str(causes(caught.value)) + str(getattr(caught.value, "__notes__", ""))
+            assert "number 1" in told
+            assert "mine" in told
+
+
+@both
+@every
+async def test_a_task_raises_what_is_no_exception(hosted: bool, on_error: Ways) -> None:
+    """SystemExit in a task is raised by the block, with the siblings cancelled, and the runtime works on."""
+    async with opened(hosted=hosted) as made:
+
+        @made.handler("leave")
+        async def leave(given: dict[str, Any]) -> None:
+            raise SystemExit(3)
+
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with made.group(on_error) as group:
+                handle = group.start("hang")
+                group.start("leave")
+                await anyio.sleep_forever()
+        assert caught.group_contains(SystemExit, depth=1)
+        assert handle.state is TaskState.CANCELED
+        assert made.health().healthy
+
+
+async def test_the_block_raises_what_is_no_exception() -> None:
+    """SystemExit of the block is untouched; a task that has failed before is not forgotten over it."""
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        async with opened() as made:
+            async with made.group("cancel") as group:
+                group.start("fail", {"n": 1})
+                try:
+                    await anyio.sleep_forever()
+                except anyio.get_cancelled_exc_class():
+                    raise SystemExit(3) from None
+    assert caught.group_contains(SystemExit) if isinstance(caught.value, BaseExceptionGroup) else True
+    leaves = caught.value.exceptions if isinstance(caught.value, BaseExceptionGroup) else [caught.value]
+    notes = [note for leaf in leaves for note in getattr(leaf, "__notes__", [])]
+    assert "number 1" in str([*map(str, leaves), *notes])
+
+
+@every
+@simulate(runs=5)
+async def test_timeouts_of_tasks(on_error: Ways) -> None:
+    """A timeout of the execution and a deadline in the line are failures like others."""
+    async with opened(in_flight=1) as made:
+        with contextlib.suppress(TaskGroupError, TaskExecutionError, TaskTimeoutError):
+            async with made.group(on_error) as group:
+                group.start("hang", timeout=3)
+                group.start("echo", deadline=2)
+        first, second = group.handles
+        if on_error == "collect":
+            with pytest.raises(TaskExecutionError, match="'timeout'"):
+                await first.result()
+        else:
+            assert first.state is TaskState.CANCELED
+        with pytest.raises(TaskTimeoutError, match="'total'"):
+            await second.result()
+        assert anyio.current_time() == (3 if on_error == "collect" else 2)
+
+
+# Cancelling.
+
+
+@every
+@simulate(runs=10)
+async def test_cancel_the_group(on_error: Ways) -> None:
+    """Everything in it ends, the block too, and it is left silently; the reason is with the tasks."""
+    async with opened() as made, with_late(made):
+        async with made.group(on_error) as group:
+            handle = group.start("slow")
+            await anyio.wait_all_tasks_blocked()
+            group.cancel("enough")
+            await anyio.sleep_forever()
+        assert (handle.state, handle.task.cancel_reason, anyio.current_time()) == (TaskState.CANCELED, "enough", 1)
+        group.cancel("again")
+        with pytest.raises(TaskCanceledError, match="enough"):
+            await handle.result()
+
+
+@every
+@simulate(runs=10)
+async def test_cancel_one_task(on_error: Ways) -> None:
+    """A task that is cancelled by its handle has not failed: the others go on."""
+    async with opened() as made:
+        hold = holding(made)
+        async with made.group(on_error) as group:
+            one, other = group.start("hang"), group.start("hold", {"n": 1})
+            one.cancel("this one")
+            await one.wait()
+            hold.opened.set()
+        assert (one.state, other.state) == (TaskState.CANCELED, TaskState.COMPLETED)
+
+
+@both
+@every
+@simulate(runs=10)
+async def test_cancelled_from_outside(hosted: bool, on_error: Ways) -> None:
+    """The tasks are cancelled with the block and unwound; what fails on the way is not lost for the cancellation."""
+    for failing in (False, True):
+        caught: list[Exception] = []
+        async with opened(hosted=hosted) as made, with_late(made):
+            with anyio.move_on_after(5) as scope:
+                try:
+                    async with made.group(on_error) as group:
+                        handle = group.start("late" if failing else "hang", {"n": 1})
+                        await anyio.sleep_forever()
+                except (TaskGroupError, TaskCanceledError) as error:
+                    caught.append(error)
+            assert handle.state is TaskState.CANCELED
+            assert len(group.results) == 1  # looked at
+        told = failing and on_error != "collect"
+        assert [causes(error) for error in caught] == [["late 1"]] * told
+        assert scope.cancelled_caught == (not told)
+
+
+@simulate(runs=20)
+async def test_cancelled_before_the_first_step() -> None:
+    """A task that is started in a group that is being cancelled does not run a line of its agent."""
+    async with opened() as made:
+        ran: list[int] = []
+
+        @made.handler("note")
+        async def note(given: dict[str, Any]) -> None:
+            ran.append(1)
+
+        async with made.group() as group:
+            handles = [group.start("note"), group.start("note")]
+            handles[0].cancel("at once")
+            group.cancel()
+            handles.append(group.start("note"))
+        assert ran == []
+        assert [handle.state for handle in handles] == [TaskState.CANCELED] * 3
+        assert [handle.task.attempt for handle in handles] == [0] * 3
+        await check_at_rest(made, 256)
+
+
+async def test_a_task_is_cancelled_natively() -> None:
+    """Where somebody cancels the asyncio task of one child, that child alone is cancelled."""
+    try:
+        asyncio.current_task()
+    except RuntimeError:
+        pytest.skip("trio has no such thing")
+    async with opened() as made:
+        tasks: list[Any] = []
+
+        @made.handler("find")
+        async def find(given: dict[str, Any]) -> None:
+            tasks.append(asyncio.current_task())
+            await anyio.sleep_forever()
+
+        async with made.group() as group:
+            found, other = group.start("find"), group.start("echo", {"n": 1})
+            while not tasks:
+                await anyio.lowlevel.checkpoint()
+            tasks[0].cancel()
+            await found.wait()
+        assert (found.state, other.state) == (TaskState.CANCELED, TaskState.COMPLETED)
+
+
+# When.
+
+
+async def test_outside_of_the_block() -> None:
+    """Tasks are started inside of the block alone; and a group is entered once."""
+    async with opened() as made:
+        group = made.group()
+        with pytest.raises(RuntimeClosedError, match="before"):
+            group.start("echo")
+        group.cancel()
+        async with group:
+            with pytest.raises(RuntimeClosedError, match="entered once"):
+                await group.__aenter__()
+        with pytest.raises(RuntimeClosedError, match="after"):
+            group.start("echo")
+        with pytest.raises(RuntimeClosedError, match="entered once"):
+            await group.__aenter__()
+        assert made.tasks.active() == []
+        with pytest.raises(ConfigurationError, match="on_error"):
+            made.group("ignore")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeClosedError, match="closed"):
+        await made.group().__aenter__()
+    with pytest.raises(RuntimeClosedError, match="new"):
+        await runtime().group().__aenter__()
+
+
+async def test_what_cannot_be_started() -> None:
+    """Nothing of it stays behind."""
+    async with opened() as made:
+        async with made.group() as group:
+            with pytest.raises(TaskRoutingError):
+                group.start("nobody")
+            with pytest.raises(ConfigurationError):
+                group.start("echo", timeout=-1)
+        assert group.handles == ()
+
+
+@both
+@pytest.mark.parametrize("inside", [False, True], ids=["in the main block", "in a task"])
+@simulate(runs=10)
+async def test_the_runtime_is_shut_down(hosted: bool, inside: bool) -> None:
+    """The tasks of a group are cut like others; the block learns of it, and the report names them."""
+    async with opened(hosted=hosted) as made, anyio.create_task_group() as group:
+        caught: list[BaseException] = []
+
+        async def use(way: Any) -> None:
+            async with way.group() as children:
+                children.start("hang")
+
+        @made.handler("parent")
+        async def parent(given: dict[str, Any], context: AgentContext) -> None:
+            await use(context)
+
+        async def act() -> None:
+            try:
+                await (made.run("parent") if inside else use(made))
+            except (TaskGroupError, TaskCanceledError) as error:
+                caught.append(error)
+            await anyio.lowlevel.checkpoint()
+            caught.append(RuntimeError("the caller is not cancelled"))
+
+        group.start_soon(act)
+        await anyio.wait_all_tasks_blocked()
+        report = await made.shutdown(3)
+        assert {result.type for result in report.cut_short} == ({"parent", "hang"} if inside else {"hang"})
+        assert anyio.current_time() == 3
+    if inside:
+        assert isinstance(caught[0], TaskCanceledError)
+    else:
+        assert isinstance(caught[0], TaskGroupError)
+        assert [type(leaf) for leaf in caught[0].exceptions] == [TaskCanceledError]
+    assert len(caught) == 2
+
+
+@both
+@simulate(runs=10)
+async def test_draining(hosted: bool) -> None:
+    """In a task, a group goes on while the runtime drains; in the main block it takes no further tasks."""
+    async with opened(hosted=hosted, grace=60) as made:
+        drained = anyio.Event()
+
+        @made.handler("parent")
+        async def parent(given: dict[str, Any], context: AgentContext) -> dict[str, Any]:
+            async with context.group() as group:
+                group.start("echo", {"n": 1})
+                await drained.wait()
+                handle = group.start("echo", {"n": 2})
+            return await handle.result()
+
+        handle = await made.submit("parent")
+        await anyio.wait_all_tasks_blocked()
+        async with made.group() as group:
+            assert await made.drain(0) is False
+            with pytest.raises(RuntimeClosedError, match="draining"):
+                group.start("echo")
+        drained.set()
+        assert await handle.result() == {"n": 2}
+
+
+# Slots.
+
+
+@both
+@pytest.mark.parametrize("in_flight", [1, 2])
+@every
+@simulate(runs=5)
+async def test_nested_groups(hosted: bool, in_flight: int, on_error: Ways) -> None:
+    """However deep: parents lend their slots, and none is lost."""
+    async with opened(hosted=hosted, in_flight=in_flight) as made:
+
+        @made.handler("tree")
+        async def tree(given: dict[str, Any], context: AgentContext) -> dict[str, Any]:
+            async with context.group(on_error) as group:
+                for _ in range(3 if given["depth"] else 0):
+                    group.start("tree", {"depth": given["depth"] - 1})
+                await anyio.lowlevel.checkpoint()
+            assert all(handle.task.parent_id == (context.task and context.task.id) for handle in group.handles)
+            return {"count": 1 + sum(result.output["count"] for result in group.results if result.output)}
+
+        assert await made.run("tree", {"depth": 3}) == {"count": 1 + 3 + 9 + 27}
+        await check_at_rest(made, in_flight)
+
+
+@both
+@every
+@simulate(runs=10)
+async def test_slots_come_back_from_groups_that_fail(hosted: bool, on_error: Ways) -> None:
+    """Whatever happens in a group in a task: afterwards every slot is there, and the task has its own until its end."""
+    async with opened(hosted=hosted, in_flight=2) as made, with_late(made):
+        in_flight: list[int] = []
+
+        @made.handler("parent")
+        async def parent(given: dict[str, Any], context: AgentContext) -> None:
+            for way in ("fail", "cancel", "hang"):
+                with contextlib.suppress(TaskGroupError, TaskExecutionError, TaskCanceledError), anyio.move_on_after(1):
+                    async with context.group(on_error) as group:
+                        group.start("late")
+                        group.start("fail" if way == "fail" else "hang")
+                        await anyio.sleep(0.5)
+                        group.cancel() if way == "cancel" else None
+                        await anyio.sleep_forever()
+                group.results  # noqa: B018 - looked at
+                in_flight.append(made.statistics().tasks.in_flight)
+
+        assert await made.run("parent") == {"result": None}
+        assert in_flight == [1, 1, 1]
+        await check_at_rest(made, 2)
+
+
+@simulate(runs=5)
+async def test_a_parent_without_children_lends_nothing() -> None:
+    """The slot is lent from the first task of the group on, not before."""
+    async with opened(in_flight=1) as made:
+
+        @made.handler("parent")
+        async def parent(given: dict[str, Any], context: AgentContext) -> int:
+            async with context.group() as group:
+                before = made.statistics().tasks.in_flight
+                group.start("echo")
+            return before
+
+        assert await made.run("parent") == {"result": 1}
+
+
+@simulate(runs=5)
+async def test_the_first_task_is_started_by_somebody_else() -> None:
+    """It is the task around the block that waits for the children, so it is that one's slot that is lent."""
+    async with opened(in_flight=1) as made, anyio.create_task_group() as outside:
+        groups: list[Any] = []
+
+        @made.handler("parent")
+        async def parent(given: dict[str, Any], context: AgentContext) -> dict[str, Any]:
+            async with context.group() as group:
+                groups.append(group)
+                await started.wait()
+            return dict(group.results[0].output or {})
+
+        started = anyio.Event()
+        handle = await made.submit("parent")
+
+        async def start() -> None:
+            groups[0].start("echo", {"n": 1})
+            started.set()
+
+        await anyio.wait_all_tasks_blocked()
+        outside.start_soon(start)
+        assert await handle.result() == {"n": 1}
+
+
+# The error.
+
+
+async def test_the_error_pickles() -> None:
+    """With its leaves, details and results."""
+    async with opened() as made:
+        with pytest.raises(TaskGroupError) as caught:
+            async with made.group() as group:
+                await group.start("echo", {"n": 1}).wait()
+                group.start("fail", {"n": 2})
+    error: TaskGroupError = pickle.loads(pickle.dumps(caught.value))
+    assert (error.message, error.details) == (caught.value.message, caught.value.details)
+    assert [(type(leaf), str(leaf)) for leaf in error.exceptions] == [
+        (type(leaf), str(leaf)) for leaf in caught.value.exceptions
+    ]
+    assert error.results == caught.value.results
+    assert [result.output for result in error.results] == [{"n": 1}, None]
+    part = error.subgroup(TaskExecutionError)
+    assert isinstance(part, TaskGroupError)
+    assert part.results == error.results
+    with pytest.raises(ExceptionGroup):
+        raise error
+
+
+async def test_many_failures() -> None:
+    """The message tells of a few, the group has all of them."""
+    async with opened() as made, with_late(made):
+        with pytest.raises(TaskGroupError) as caught:
+            async with made.group() as group:
+                for number in range(20):
+                    group.start("late", {"n": number})
+                await anyio.wait_all_tasks_blocked()
+                group.start("fail", {"n": 20})
+    assert len(caught.value.exceptions) == 21
+    assert "21 of 21 tasks" in str(caught.value)
+    assert "and 16 more" in str(caught.value)
+
+
+@both
+@every
+@pytest.mark.thorough
+def test_cancelled_everywhere(hosted: bool, on_error: Ways) -> None:
+    """Wherever a group in a group is cut short: no slot is held, every task has ended."""
+
+    @asynccontextmanager
+    async def build() -> AsyncGenerator[AgentRuntime]:
+        async with opened(hosted=hosted, in_flight=2) as made:
+
+            @made.handler("parent")
+            async def parent(given: dict[str, Any], context: AgentContext) -> None:
+                async with context.group(on_error) as group:
+                    group.start("echo", {"n": 1})
+                    group.start("echo", {"n": 2})
+
+            yield made
+
+    async def act(made: AgentRuntime) -> None:
+        async with made.group(on_error) as group:
+            group.start("parent")
+            group.start("parent")
+
+    async def check(made: AgentRuntime) -> None:
+        assert made.tasks.active() == []
+        await check_at_rest(made, 2)
+
+    cancel_everywhere(act, build=build, check=check, schedules=("fifo", "walk/1"), modes=("block", "wake", "native"))
