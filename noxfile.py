@@ -44,8 +44,9 @@ nox.options.sessions = [
     "import_cost",
     "wheel",
 ]
-# Without the searches whose verdict does not depend on the version, and the pages, which have a session of their own.
-QUICK = ["-m", "not thorough", "--ignore=tests/test_docs.py"]
+# Without the searches whose verdict does not depend on the version, the real hosts, and the pages, which have a session of
+# their own.
+QUICK = ["-m", "not thorough", "--ignore=tests/test_docs.py", "--ignore=tests/embedding"]
 EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
@@ -130,8 +131,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, two at a time: on the oldest version all of them, elsewhere all but the long searches."""
-    install(session, "test")
+    """Run the tests, two at a time: on the oldest version all of them, elsewhere without long searches and real hosts."""
+    install(session, "test", *(["hosts"] if session.python == OLDEST else []))
     session.run("python", "-m", "pytest", "-n", "2", *([] if session.python == OLDEST else QUICK), *session.posargs)
 
 
@@ -148,7 +149,7 @@ def lowest(session: nox.Session) -> None:
 @nox.session(python=BASE)
 def coverage(session: nox.Session) -> None:
     """Run the tests and measure their branch coverage: 95% of the package, all of its rules."""
-    install(session, "test")
+    install(session, "test", "hosts")
     session.run("coverage", "erase")
     # Without the pages, which have a session of their own and take their time.
     session.run("coverage", "run", "-m", "pytest", "-n", "2", "--ignore=tests/test_docs.py", *session.posargs)
@@ -256,6 +257,13 @@ def bench(session: nox.Session) -> None:
     install(session, "test", "bench", "peers")
     for name in ("core", "breaker", "simulation", "mutants"):
         session.run("python", f"benchmarks/{name}.py", *session.posargs)
+
+
+@nox.session(python=BASE, default=False)
+def bench_runtime(session: nox.Session) -> None:
+    """Measure what passes through a runtime, beside frameworks for agents, in an environment that has them."""
+    session.install("-e", ".[trio]", *group("agent-peers"))
+    session.run("python", "benchmarks/runtime.py", *session.posargs)
 
 
 @nox.session(python=BASE, default=False)

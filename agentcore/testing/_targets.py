@@ -71,7 +71,7 @@ def _breakers(name: str) -> Target:
 
 
 def _resources(name: str) -> Target:
-    return Target(Resources, "enter", matches=lambda self, manager, called, *_args: called == name)
+    return Target(Resources, "enter", matches=lambda _resources, _manager, called, *_args: called == name)
 
 
 register_targets("agent", _agents)

@@ -126,7 +126,7 @@ class Program:
 
     Args:
         *line: what stands behind `python` in the command line.
-        **environment: further variables.
+        **environment: further variables; modules of `PYTHONPATH` are found before those of this project.
     """
 
     def __init__(self, *line: str, **environment: str) -> None:
@@ -135,11 +135,11 @@ class Program:
         self._environment = {
             **os.environ,
             "GATE": str(self.gate.port),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONWARNINGS": "default::ResourceWarning,default::RuntimeWarning",
             **environment,
+            "PYTHONPATH": os.pathsep.join([environment.get("PYTHONPATH", ""), str(ROOT)]).strip(os.pathsep),
         }
         self._lines: list[str] = []
         self._news = threading.Condition()

@@ -56,7 +56,8 @@ def test_failures_show_below_a_cell_and_when_it_is_closed(tmp_path: Path) -> Non
             good(kernel.run(OPEN))
             good(kernel.run(BACKGROUND))
             (background,) = kernel.expect("background")
-            good(kernel.run(f"await runtime.submit({how!r})"))
+            # With a semicolon: what a cell shows, the kernel keeps, and whoever has the handle may still ask it.
+            good(kernel.run(f"await runtime.submit({how!r});"))
             kernel.until_said(f"^{level} agentcore.runtime: .*")
             if how == "fail":
                 assert "open\n" in good(kernel.run("print(runtime.health().state)"))

@@ -96,7 +96,9 @@ async def test_two_hosted_ones_are_an_error() -> None:
     """It names both; with one of them left, the other one is meant."""
     async with AgentRuntime(hosted=True) as first:
         async with AgentRuntime(hosted=True):
-            with pytest.raises(RuntimeClosedError, match="hosts several runtimes: got <AgentRuntime open.*, <") as caught:
+            with pytest.raises(
+                RuntimeClosedError, match=r"hosts several runtimes: got <AgentRuntime open.*, <"
+            ) as caught:
                 AgentRuntime.current()
             assert caught.value.details == {"state": "ambiguous"}
             assert "keep the one you mean in a variable" in caught.value.message
@@ -238,7 +240,7 @@ async def test_calls_from_another_loop_are_refused(other: str) -> None:
     async def main() -> None:
         runtime = AgentRuntime.current()
         for call in (runtime.run, runtime.submit, runtime.ask):
-            with pytest.raises(Exception, match="use runtime.from_thread") as caught:
+            with pytest.raises(Exception, match=r"use runtime\.from_thread") as caught:
                 await call("echo")
             told.append(type(caught.value).__name__)
 

@@ -391,6 +391,23 @@ async def test_cancelled_from_outside(hosted: bool, on_error: Ways) -> None:
         assert scope.cancelled_caught == (not told)
 
 
+@both
+@every
+@simulate(runs=10)
+async def test_cancelled_while_it_waits_for_its_tasks(hosted: bool, on_error: Ways) -> None:
+    """Nothing that stands behind the block is executed, although the tasks have ended in peace."""
+    async with opened(hosted=hosted) as made:
+        with anyio.move_on_after(5) as scope:
+            async with made.group(on_error) as group:
+                group.start("hang")
+            raise AssertionError("the block is left by the cancellation")
+        assert scope.cancelled_caught
+        with anyio.move_on_after(5) as scope:
+            await made.map("hang", [{}])
+            raise AssertionError("map is left by the cancellation")
+        assert scope.cancelled_caught
+
+
 @simulate(runs=20)
 async def test_cancelled_before_the_first_step() -> None:
     """A task that is started in a group that is being cancelled does not run a line of its agent."""

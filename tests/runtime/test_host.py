@@ -9,7 +9,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -19,7 +19,7 @@ from anyio._backends import _asyncio as anyio_asyncio
 from agentcore import AgentConfig, AgentRuntime, RuntimeClosedError
 from agentcore._host import Host
 from agentcore.testing import cancel_everywhere, current_simulation, explore, run_sim
-from tests.runtime.parts import Clumsy, Hold, echo, holding, runtime_of, start_all
+from tests.runtime.parts import Clumsy, Hold, echo, holding, start_all
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {"asyncio": ("asyncio", {"debug": True}), "trio": ("trio", {})}
 if importlib.util.find_spec("uvloop"):
@@ -193,7 +193,7 @@ def test_a_loop_that_is_closed_without_cancelling(
         if busy:
             await runtime.submit("hold", {"n": 1})
             await hold.entered.wait()
-        return [weakref.ref(one) for one in (loop, runtime, Host.find(), hold)]
+        return [weakref.ref(one) for one in (asyncio.get_running_loop(), runtime, Host.find(), hold)]
 
     refs = loop.run_until_complete(main())
     loop.close()
@@ -227,7 +227,9 @@ def test_the_host_is_quiet_when_its_loop_was_closed(kind: str, monkeypatch: pyte
 
 
 @every_loop
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("own")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), ValueError("own")], ids=lambda error: type(error).__name__
+)
 @pytest.mark.parametrize("way", ["block", "forgotten"])
 def test_whatever_leaves_main(kind: str, error: BaseException, way: str, caplog: pytest.LogCaptureFixture) -> None:
     """It comes out of the loop as it is; everything hosted has been ended, in order."""
@@ -375,7 +377,7 @@ class Cut:
         self.runtime: AgentRuntime | None = None
         self.other = AgentRuntime(hosted=True, grace=0)
 
-    async def __aenter__(self) -> Cut:
+    async def __aenter__(self) -> Self:
         await self.other.__aenter__()
         return self
 

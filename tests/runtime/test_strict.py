@@ -216,7 +216,7 @@ async def test_a_class_with_an_exit_stack_needs_no_generator() -> None:
             self.stack = AsyncExitStack()
             return await self.stack.enter_async_context(AgentRuntime())
 
-        async def __aexit__(self, *error: Any) -> None:
+        async def __aexit__(self, *error: object) -> None:
             await self.stack.aclose()
 
     async with Service() as runtime:
