@@ -370,7 +370,9 @@ class BaseAgent(abc.ABC):
         call = context._call
         if self._is_ended_from_outside(call):
             self._cancellations += 1
-            raise error if self._tells_end(error, call) else self._end_from_outside(call) from error
+            if self._tells_end(error, call):
+                raise error
+            raise self._end_from_outside(call) from error
         if anyio.current_effective_deadline() == -math.inf:
             # The caller is cancelled, and this was raised while it was unwound: on trio it comes in a group with the
             # cancellation, on asyncio alone. There is nobody left to handle it for.

@@ -21,10 +21,12 @@ class Calls:
 
     Attributes:
         under_way: all of them; who begins one adds it.
+        cut_short: how many have been cancelled by `end`.
     """
 
     def __init__(self, on_end: Callable[[], object]) -> None:
         self.under_way: set[Call] = set()
+        self.cut_short = 0
         self._on_end = on_end
 
     def __len__(self) -> int:
@@ -49,4 +51,6 @@ class Calls:
     def end(self, make_error: Callable[[], Exception], reason: str, spared: set[object]) -> None:
         """Cancel every call but the spared ones; each caller gets an error of its own."""
         for call in self.under_way - spared:
+            if call.interruption is None:
+                self.cut_short += 1
             call.end(make_error(), reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -166,7 +167,7 @@ def lifespan(
         async with AgentRuntime(config, grace=grace, hosted=True) as runtime:
             if setup is not None:
                 made = setup(runtime)
-                if made is not None:
+                if inspect.isawaitable(made):
                     await made
             yield {"runtime": runtime}
 
@@ -194,7 +195,9 @@ async def execute_task(
     task = TaskFactory.create_task(task_type, input_data, priority=priority)
     try:
         runtime = AgentRuntime.current()
-    except RuntimeClosedError:
+    except RuntimeClosedError as error:
+        if error.details["state"] == "ambiguous":
+            raise
         # A runtime for this task alone: so the outcome is the same, whatever it is.
         async with AgentRuntime(hosted=False) as runtime:
             return await runtime.run(task)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agentcore._ledger import Ledger
-from agentcore.errors import AgentCrashedError, CoreError, text_of
+from agentcore.errors import AgentCrashedError, AgentError, CoreError, text_of
 
 _logger: Final = logging.getLogger("agentcore.runtime")
 MAX_TOLD: Final = 5
@@ -24,19 +24,20 @@ class Failures:
 
     Args:
         ledger: has those of tasks.
-        is_logged: whether they are logged when they happen.
+        is_hosted: whether the runtime is: they are logged when they happen then, and nothing is raised that the host could
+            take for its own end.
 
     Attributes:
         fatal: what ended the runtime; None as long as nothing did.
     """
 
-    def __init__(self, ledger: Ledger, *, is_logged: bool) -> None:
+    def __init__(self, ledger: Ledger, *, is_hosted: bool) -> None:
         self.fatal: BaseException | None = None
         self._ledger = ledger
-        self._is_logged = is_logged
+        self._is_hosted = is_hosted
         self._errors: list[BaseException] = []
         self._on_crash: Callable[[BaseException], object] | None = None
-        if is_logged:
+        if is_hosted:
             ledger.on_abandoned = self._log_abandoned
 
     def on_crash(self, callback: Callable[[BaseException], object]) -> None:
@@ -46,7 +47,7 @@ class Failures:
     def add(self, error: Exception, what: str) -> None:
         """Note a mishap, for the exit."""
         self._errors.append(error)
-        if self._is_logged:
+        if self._is_hosted:
             _logger.error("%s: %s", what, text_of(error), exc_info=error)
 
     def crash(self, error: BaseException) -> None:
@@ -54,18 +55,29 @@ class Failures:
 
         Ctrl-C is not kept in a hosted runtime: the owner hands it on to the program, which it was meant for.
         """
-        if not (self._is_logged and isinstance(error, KeyboardInterrupt)):
-            self._errors.append(error)
-            if self._is_logged:
-                _logger.critical("the runtime has failed and ends: %r", error, exc_info=error)
+        failure: BaseException | None = error
+        if self._is_hosted:
+            failure = _without_interrupt(error)
+            if failure is not None and not isinstance(failure, Exception):
+                ended = AgentError(
+                    f"a task of the runtime raised what nothing can go on after: got {failure!r}; see the cause"
+                )
+                ended.__cause__ = failure
+                failure = ended
+        if failure is not None:
+            self._errors.append(failure)
+            if self._is_hosted:
+                _logger.critical("the runtime has failed and ends: %s", text_of(failure), exc_info=failure)
         if self.fatal is None:
-            self.fatal = error
+            self.fatal = failure if failure is not None else error
             if self._on_crash is not None:
                 self._on_crash(error)
 
-    def current(self) -> tuple[BaseException, ...]:
-        """Return all that there are, those of tasks last."""
-        return *self._errors, *self._ledger.lost()
+    def cause(self) -> BaseExceptionGroup[BaseException] | None:
+        """Return what ended the runtime, with all else there is, in a fresh group; None if nothing did."""
+        if self.fatal is None:
+            return None
+        return _group([self.fatal, *(error for error in self._all() if error is not self.fatal)], 0, None)
 
     def wrapped(self, of_block: BaseException | None = None) -> BaseExceptionGroup[BaseException] | None:
         """Return all that there are in a fresh group, together with what the block of the runtime has raised.
@@ -74,26 +86,47 @@ class Failures:
             None if there are none; an `AgentCrashedError`, or a plain group if something is among them that no
             ``except Exception`` may catch.
         """
-        background = self.current()
+        background = self._all()
         if not background:
             return None
-        count = len(self._errors) + self._ledger.lost_count
-        told = [text_of(failure) or type(failure).__name__ for failure in background[:MAX_TOLD]]
-        if count > len(told):
-            told.append(f"and {count - len(told)} more")
-        message = f"{count} failures in the background of the runtime: {'; '.join(told)}"
-        failures = [of_block, *background] if of_block is not None else list(background)
-        ordinary = [failure for failure in failures if isinstance(failure, Exception)]
-        if len(ordinary) == len(failures):
-            return AgentCrashedError(message, ordinary, {"failures": count})
-        return BaseExceptionGroup(message, failures)
+        uncounted = len(self._errors) + self._ledger.lost_count - len(background)
+        return _group(background, uncounted, of_block)
 
     def take(self, of_block: BaseException | None = None) -> BaseExceptionGroup[BaseException] | None:
         """Return what `wrapped` does, and forget it: it is raised now."""
         group = self.wrapped(of_block)
+        if self._is_hosted:
+            # A host may keep to itself what is raised at its end.
+            for task_id, error in self._ledger.untold():
+                self._log_abandoned(task_id, error)
         self._errors.clear()
         self._ledger.forget_lost()
         return group
 
-    def _log_abandoned(self, handle_id: str, error: CoreError) -> None:
-        _logger.error("nobody will learn from a handle that %s", text_of(error), extra={"task_id": handle_id})
+    def _all(self) -> list[BaseException]:
+        return [*self._errors, *self._ledger.lost()]
+
+    def _log_abandoned(self, task_id: str, error: CoreError) -> None:
+        _logger.error("nobody has learned from a handle that %s", text_of(error), extra={"task_id": task_id})
+
+
+def _without_interrupt(error: BaseException) -> BaseException | None:
+    """Return an error without Ctrl-C, which trio puts into the groups of the task that it came to; None if nothing is left."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(KeyboardInterrupt)[1]
+    return None if isinstance(error, KeyboardInterrupt) else error
+
+
+def _group(
+    background: list[BaseException], uncounted: int, of_block: BaseException | None
+) -> BaseExceptionGroup[BaseException]:
+    count = len(background) + uncounted
+    told = [text_of(failure) or type(failure).__name__ for failure in background[:MAX_TOLD]]
+    if count > len(told):
+        told.append(f"and {count - len(told)} more")
+    message = f"{count} failures in the background of the runtime: {'; '.join(told)}"
+    failures = [of_block, *background] if of_block is not None else background
+    ordinary = [failure for failure in failures if isinstance(failure, Exception)]
+    if len(ordinary) == len(failures):
+        return AgentCrashedError(message, ordinary, {"failures": count})
+    return BaseExceptionGroup(message, failures)

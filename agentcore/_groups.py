@@ -17,8 +17,8 @@ import anyio.abc
 import anyio.lowlevel
 
 from agentcore import _interop
-from agentcore._context import current_execution, current_job
-from agentcore._handle import TaskHandle, error_of
+from agentcore._context import Lender, current_execution, current_job
+from agentcore._handle import TaskHandle, error_of, outcome_of
 from agentcore._job import Job, Plan
 from agentcore._rules.task_states import TaskState
 from agentcore._scheduler import Scheduler
@@ -55,6 +55,7 @@ class TaskGroup:
         self._group: anyio.abc.TaskGroup | None = None
         self._is_open = False
         self._chain: object = None
+        self._parent: Lender | None = None
         self._lending: AbstractContextManager[object] | None = None
         self._handles: list[TaskHandle] = []
         self._running = 0
@@ -114,9 +115,9 @@ class TaskGroup:
                 {"state": "new" if self._group is None else "closed", "task_id": made.id, "type": made.type},
             )
         handle = self._scheduler.start(made, plan, self._group, self, self._chain)
-        if self._lending is None and (job := current_job.get()) is not None:
+        if self._lending is None and self._parent is not None:
             # From the first child to the end of the block: whatever it waits for in there may need the slot.
-            self._lending = job.lending()
+            self._lending = self._parent.lending()
             self._lending.__enter__()
         self._handles.append(handle)
         self._running += 1
@@ -148,7 +149,8 @@ class TaskGroup:
         group = anyio.create_task_group()
         await group.__aenter__()
         self._group, self._is_open = group, True
-        self._chain = current_execution.get()
+        # Whoever starts the tasks, it is the block that waits for them.
+        self._chain, self._parent = current_execution.get(), current_job.get()
         return self
 
     async def __aexit__(
@@ -158,18 +160,23 @@ class TaskGroup:
         _, of_block = _interop.split_cancellation(exc) if exc is not None else (False, None)
         if exc is not None:
             self._block_failed_first = of_block is not None and not self._failed
-            self._cancel_tasks(f"the block of the group was left by {type(exc).__name__}")
+            why = "a cancellation" if of_block is None else type(exc).__name__
+            self._cancel_tasks(f"the block of the group was left by {why}")
         # Not told of an exception of the block, which would come back wrapped in a group.
         told = (None, None, None) if of_block is not None else (exc_type, exc, traceback)
         try:
             silent = bool(await self._group.__aexit__(*told))  # noqa: ASYNC102 - as at the end of every task group
+            if exc is None or silent:
+                # The tasks end without an exception. On trio, that they were cancelled from outside is not told by then.
+                await anyio.lowlevel.checkpoint_if_cancelled()
         finally:
             self._is_open = False
             if self._lending is not None:
                 self._lending.__exit__(None, None, None)
             # Before a cancellation too, as a task group does: errors are not lost for it.
             self._raise_failures(of_block)
-        return silent
+        # It says so of its own cancellation, whatever else the block has raised, which it was not told of.
+        return silent and of_block is None
 
     # What the scheduler tells.
 
@@ -222,7 +229,10 @@ class TaskGroup:
             others = [of_block, *errors] if of_block is not None else errors
             message = f"{len(self._crashes)} tasks of a group crashed: {self._crashes[0]!r}"
             raise BaseExceptionGroup(message, [*self._crashes, *others])
-        if not self._failed or (of_block is not None and not isinstance(of_block, Exception)):
+        if not self._failed:
+            return
+        if of_block is not None and not isinstance(of_block, Exception):
+            _add_notes(of_block, errors)  # it says more than they do, and must come through as it is
             return
         if self._on_error == "first":
             self._raise_first(errors, of_block)
@@ -246,13 +256,22 @@ class TaskGroup:
     def _raise_first(self, errors: list[CoreError], of_block: Exception | None) -> None:
         alone = len(errors) < len(self._failed) or self._block_failed_first
         if of_block is not None and alone:
-            for error in errors:
-                of_block.add_note(f"failed as well: {text_of(error)}")
+            _add_notes(of_block, errors)
             return
         first, *others = errors
-        for other in [*others, *([of_block] if of_block is not None else [])]:
-            first.add_note(f"failed as well: {text_of(other) or type(other).__name__}")
+        _add_notes(first, [*others, *([of_block] if of_block is not None else [])])
         raise first
+
+
+def _add_notes(error: BaseException, others: Iterable[BaseException]) -> None:
+    for other in others:
+        told = text_of(other) or type(other).__name__
+        cause = (
+            f", from {type(other.__cause__).__name__}: {text_of(other.__cause__)}"
+            if other.__cause__ is not None
+            else ""
+        )
+        error.add_note(f"failed as well: {told}{cause}")
 
 
 @final
@@ -346,6 +365,5 @@ async def map_tasks(
         for given in inputs:
             await group.wait_below(limit)
             handles.append(start(given))
-    outputs = [handle.task.output for handle in handles if handle.task.state is TaskState.COMPLETED]
-    assert len(outputs) == len(handles)  # anything else has been raised  # noqa: S101
-    return [output for output in outputs if output is not None]
+    # What has failed has been raised; what somebody has cancelled by hand is, here.
+    return [outcome_of(handle.task, handle._cause) for handle in handles]

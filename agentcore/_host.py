@@ -37,10 +37,13 @@ class Host:
 
     def __init__(self) -> None:
         self.residents: list[object] = []
+        # Kept: when a loop was closed under it, there is none to ask any more.
+        self._locals = _interop.loop_locals()
         self._expected = 0
         self._group: anyio.abc.TaskGroup | None = None
         self._opened = anyio.Event()
         self._deserted = anyio.Event()
+        self._ended = anyio.Event()
         self._task = _interop.spawn_host_task(self._run, "host of agentcore")
 
     def __repr__(self) -> str:
@@ -79,10 +82,17 @@ class Host:
         # No await between this and the check above.
         self._group.start_soon(self._lodge, resident, name=name)
 
+    async def wait_if_deserted(self) -> None:
+        """Wait until the host has ended, if nobody lives there any more, so that nothing of it is left."""
+        if self._deserted.is_set():
+            await self._ended.wait()
+
     async def _lodge(self, resident: Callable[[], Awaitable[None]]) -> None:
         try:
             await resident()
         except BaseException as error:
+            if not _interop.is_in_loop():  # closed under it: the collector of garbage closes this coroutine
+                return
             cancelled, rest = _interop.split_cancellation(error)
             if rest is not None:
                 _logger.critical("what lived in the host of the event loop raised, with nobody to tell", exc_info=rest)
@@ -99,8 +109,8 @@ class Host:
 
     def _forget(self) -> None:
         # At once: whoever moves in from now on needs another one.
-        if Host.find() is self:
-            del _interop.loop_locals()[_KEY]
+        if self._locals.get(_KEY) is self:
+            del self._locals[_KEY]
 
     async def _run(self) -> None:
         try:
@@ -109,6 +119,8 @@ class Host:
                 self._opened.set()
                 await self._deserted.wait()
         except BaseException as error:
+            if not _interop.is_in_loop():  # as above
+                return
             # Of the residents nothing comes here; so this is the end of the loop, or a defect.
             cancelled, rest = _interop.split_cancellation(error)
             if rest is not None:
@@ -119,6 +131,7 @@ class Host:
             self._group = None
             self._forget()
             self._opened.set()
+            self._ended.set()
 
 
 def generator_on_stack() -> str | None:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from types import FrameType
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
@@ -134,6 +134,15 @@ async def run_in_thread(function: Callable[[*Args], T], *args: *Args) -> T:
     return await anyio.to_thread.run_sync(function, *args, limiter=limiter)
 
 
+def is_in_loop() -> bool:
+    """Tell whether an event loop runs here."""
+    try:
+        current_token()
+    except anyio.NoEventLoopError:
+        return False
+    return True
+
+
 def split_cancellation(error: BaseException) -> tuple[bool, BaseException | None]:
     """Tell cancellation from failure.
 
@@ -167,6 +176,16 @@ def cancellation_cause(error: BaseException) -> str | None:
     if not isinstance(error, tuple(cls for cls in found if cls is not None)):
         return None
     return "deadline" if _is_by_deadline(error) else "other"
+
+
+def is_native_cancellation(error: BaseException) -> bool:
+    """Tell whether this is a cancellation by asyncio's own ways, ``Task.cancel()`` or the end of the loop, and by no scope."""
+    cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", None)
+    if cancelled is None or not isinstance(error, cancelled):
+        return False
+    # What AnyIO cancels it says so of.
+    message = error.args[0] if error.args else None
+    return not (isinstance(message, str) and message.startswith("Cancelled via cancel scope "))
 
 
 def cancel_requests() -> int:
@@ -258,6 +277,16 @@ def loop_locals() -> dict[str, Any]:
         found: dict[str, Any] = {}
         _locals.set(found)
         return found
+
+
+def context_with(variables: Context) -> Context:
+    """Return a copy of the current context with the variables of another one, but for those that say which loop runs."""
+    context = copy_context()
+    for variable, value in variables.items():
+        # Of AnyIO and of sniffio: in a thread that has run another loop they speak of that one.
+        if "async_library" not in variable.name:
+            context.run(variable.set, value)
+    return context
 
 
 def local_clock() -> Callable[[], float | None]:

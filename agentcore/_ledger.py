@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Final
 
@@ -40,6 +40,7 @@ class Ledger:
         self.on_abandoned: Callable[[str, CoreError], object] | None = None
         # By the id of the task and without the handle, which may vanish: then nobody can ask any more.
         self._lost: dict[str, tuple[BaseTask, BaseException | None]] = {}
+        self._told: set[str] = set()  # those of them that `on_abandoned` has been called with
         self._lost_uncounted = 0
         self._cut: list[Job] = []
 
@@ -89,6 +90,7 @@ class Ledger:
     def retrieved(self, handle: TaskHandle) -> None:
         """Note that somebody has learned how a task ended: if it failed, the failure is theirs from now on."""
         self._lost.pop(handle.id, None)
+        self._told.discard(handle.id)
         if handle._uncounted:
             handle._uncounted = False
             self._lost_uncounted -= 1
@@ -105,9 +107,17 @@ class Ledger:
         errors = (error_of(task, cause) for task, cause in self._lost.values())
         return [error for error in errors if error is not None]
 
+    def untold(self) -> Iterator[tuple[str, CoreError]]:
+        """Go through those whose handles somebody still has: the ids of their tasks, and fresh errors."""
+        for task_id, (task, cause) in self._lost.items():
+            error = error_of(task, cause)
+            if error is not None and task_id not in self._told:
+                yield task_id, error
+
     def forget_lost(self) -> None:
         """Note that all of them have been told."""
         self._lost.clear()
+        self._told.clear()
         self._lost_uncounted = 0
 
     def lose(self, handle: TaskHandle, cause: BaseException | None) -> None:
@@ -124,4 +134,6 @@ class Ledger:
     def _abandon(self, task: BaseTask, cause: BaseException | None) -> None:
         error = error_of(task, cause)
         if self.on_abandoned is not None and error is not None:
+            if task.id in self._lost:
+                self._told.add(task.id)
             self.on_abandoned(task.id, error)

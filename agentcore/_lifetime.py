@@ -78,6 +78,7 @@ class Lifetime:
         self._closing: tuple[str, float] | None = None
         self._token: Token[object] | None = None  # if strict
         self._owner: object = None  # if hosted, and the rest too
+        self._host: Host | None = None
         self._opened: anyio.Event | None = None
         self._over: anyio.Event | None = None
         self._gone: anyio.Event | None = None
@@ -124,7 +125,7 @@ class Lifetime:
         """Have the task group opened in the host of the event loop."""
         self._owner = owner
         self._opened, self._over, self._gone = anyio.Event(), anyio.Event(), anyio.Event()
-        host = Host.current()
+        host = self._host = Host.current()
         try:
             await host.move_in(self._live, "runtime of agentcore")
         except RuntimeError as error:
@@ -133,15 +134,19 @@ class Lifetime:
             await self._opened.wait()
         except BaseException:
             self._over.set()
-            with anyio.CancelScope(shield=True):
-                await self._gone.wait()
+            if self.group is not None:  # otherwise nothing has begun, and nothing is going to
+                with anyio.CancelScope(shield=True):
+                    await self._gone.wait()
             raise
 
     async def _live(self) -> None:
         """Hold the task group of a hosted runtime until it is over: left, broken, or gone with its event loop."""
         assert self._opened is not None and self._over is not None and self._gone is not None  # noqa: S101, PT018
-        host = Host.current()
+        host = self._host
+        assert host is not None  # as above  # noqa: S101
         try:
+            if self._over.is_set():
+                return
             async with anyio.create_task_group() as group:
                 self._open(group)
                 host.residents.append(self._owner)
@@ -173,9 +178,10 @@ class Lifetime:
             self._closing = reason, _interop.monotonic()
         await self._end_all(*self._closing)
         if is_abandoned:
+            assert self.report is not None  # `_end_all` has made it  # noqa: S101
             _logger.warning(
                 "a runtime was not left before its event loop ended: %s; leave its block, or call its aclose()",
-                self.report.summary() if self.report is not None else "",
+                self.report.summary(),
             )
 
     def _crashed(self, error: BaseException) -> None:
@@ -184,7 +190,8 @@ class Lifetime:
         self._tasks.stop_accepting()
         if self._over is not None:
             self._over.set()
-            if isinstance(error, KeyboardInterrupt) and self._post is not None:
+            interrupted = any(isinstance(leaf, KeyboardInterrupt) for leaf in _interop.leaves_of(error))
+            if interrupted and self._post is not None:
                 # It came to a task of the runtime by chance, and is meant for the program: that gets it once more.
                 self._post(_interop.interrupt)
         elif self.group is not None:
@@ -222,6 +229,7 @@ class Lifetime:
         does all of this, for the first reason; every step may be done twice.
         """
         with anyio.CancelScope(shield=True):
+            self._portal.cancel_all(reason)
             await self._tasks.cut(reason)
             self._breakers.stop(reason)
             await self._portal.stop(reason)
@@ -231,8 +239,9 @@ class Lifetime:
         first = self.report is None
         self.report = ShutdownReport(
             reason=reason,
-            drained=not cut_short,
+            drained=not cut_short and not self._tasks.calls.cut_short,
             cut_short=cut_short,
+            asks_cut_short=self._tasks.calls.cut_short,
             agents_failed=tuple(self._agents_failed),
             duration=_interop.monotonic() - began,
         )
@@ -259,7 +268,8 @@ class Lifetime:
         _, of_block = _interop.split_cancellation(exc) if exc is not None else (False, None)
         grace, reason = None, "the runtime is shutting down"
         if exc is not None:
-            grace, reason = 0, f"the block was left by {type(exc).__name__}"
+            # Without the name of a cancellation, which is another one on each backend.
+            grace, reason = 0, f"the block was left by {'a cancellation' if of_block is None else type(exc).__name__}"
         try:
             await self.shutdown(grace, reason)  # noqa: ASYNC102 - a cancellation ends the draining; the rest is shielded
         except BaseException as error:  # noqa: ASYNC103 - a cancellation must not hide what the block raised
@@ -310,9 +320,11 @@ class Lifetime:
         try:
             with anyio.CancelScope(shield=True):
                 await self._gone.wait()
+                if self._host is not None:
+                    await self._host.wait_if_deserted()
         finally:
             self._raise_failures(of_block)
 
     def _raise_failures(self, of_block: BaseException | None) -> None:
         if (group := self._failures.take(of_block)) is not None:
-            raise group
+            raise group from None  # how the block was cancelled for it is of no interest

@@ -62,7 +62,7 @@ class Resources:
     def __init__(self, failures: Failures) -> None:
         self._failures = failures
         self._group: anyio.abc.TaskGroup | None = None
-        self._all: list[_Resource] = []  # in the order of their opening
+        self._all: list[_Resource] = []
         self._is_closing = False
 
     def open(self, group: anyio.abc.TaskGroup) -> None:
@@ -170,8 +170,18 @@ class Resources:
 
     async def _keep(self, resource: _Resource) -> None:
         resource.state = "open"
+        # In the order in which they are open now: what was opened by the opening of this one is closed after it.
+        self._all.remove(resource)
+        self._all.append(resource)
         resource.opened.set()
-        await resource.told.wait()
+        while not resource.told.is_set():
+            try:
+                await resource.told.wait()
+            except BaseException as error:
+                # When an asyncio loop ends, it cancels all its tasks at once. Others may still need this one; the end of
+                # the runtime closes it in its turn.
+                if not _interop.is_native_cancellation(error):
+                    raise
         resource.state = "closing"
         resource.scope.deadline = anyio.current_time() + resource.close_timeout
 
@@ -182,11 +192,12 @@ class Resources:
         elif error is not None and not isinstance(error, Exception):
             self._failures.crash(error)
         elif resource.state == "open":
+            why = "nothing raised" if error is None else "; ".join(map(repr, _interop.leaves_of(error)))
             ended = AgentError(
-                f"resource {resource} ended by itself, while the runtime needs it: got {error!r}; see the cause"
+                f"resource {resource} ended by itself, while the runtime needs it: got {why}; see the cause"
             )
             ended.__cause__ = error
-            self._failures.crash(error if error is not None else ended)
+            self._failures.crash(ended)
         elif error is not None:
             self._failures.add(error, f"resource {resource} could not be closed")
         elif resource.scope.cancelled_caught:

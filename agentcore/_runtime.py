@@ -93,7 +93,7 @@ class AgentRuntime:
         self.config: Final = config if grace is None else attrs.evolve(config, grace=grace)
         self._log = EventLog(capacity=1024)
         ledger = Ledger(self.config.retention)
-        self._failures = Failures(ledger, is_logged=bool(hosted))
+        self._failures = Failures(ledger, is_hosted=bool(hosted))
         self.agents: Final = Directory()
         self.breakers: Final = OwnedCircuitBreakers(self._log)
         self.tasks: Final = Scheduler(
@@ -101,7 +101,7 @@ class AgentRuntime:
         )
         self._asks = Asks(self, self.agents, self.tasks)
         self.resources: Final = Resources(self._failures)
-        self._portal = Portal()
+        self._portal = Portal(self, self.tasks.refusal)
         self._lifetime = Lifetime(
             hosted=hosted,
             grace=self.config.grace,
@@ -132,7 +132,8 @@ class AgentRuntime:
             host = Host.find()
         except anyio.NoEventLoopError:
             host = None
-        hosted = [one for one in host.residents if isinstance(one, AgentRuntime)] if host is not None else []
+        residents = [one for one in host.residents if isinstance(one, AgentRuntime)] if host is not None else []
+        hosted = [one for one in residents if one.tasks.state in ("open", "draining")]
         if len(hosted) == 1:
             return hosted[0]
         if hosted:
@@ -144,6 +145,11 @@ class AgentRuntime:
             f"there is no open runtime here: got {runtime!r}; write `async with AgentRuntime() as runtime:`",
             {"state": "none" if runtime is None else "closed"},
         )
+
+    @property
+    def hosted(self) -> bool:
+        """Whether it lives in the event loop and not in its block."""
+        return bool(self._lifetime.hosted)
 
     # Work.
 
@@ -382,6 +388,11 @@ class AgentRuntime:
             ConfigurationError: the name stands for another one; or an argument is not usable.
             BaseException: whatever opening it raises.
         """
+        if close_timeout is None:
+            raise ConfigurationError(
+                "close_timeout of a resource must be a number of seconds: got None; closing always has a limit",
+                {"name": "close_timeout", "value": None},
+            )
         check_seconds("close_timeout", close_timeout)
         self.tasks.check_open("a resource", name=name)
         if self._lifetime.now() is None:

@@ -59,6 +59,7 @@ class ShutdownReport:
         reason: why what was cut short was.
         drained: whether everything came to its own end in time.
         cut_short: what was cancelled, as it ended, in the order of arrival.
+        asks_cut_short: how many asks were cancelled; their callers were told.
         agents_failed: names of the shared agents whose clean-up failed, with the error.
         duration: seconds it took.
     """
@@ -68,14 +69,17 @@ class ShutdownReport:
     cut_short: tuple[TaskResult, ...]
     agents_failed: tuple[tuple[str, Exception], ...]
     duration: float
+    asks_cut_short: int = 0
 
     def summary(self) -> str:
         """Return what happened in a line, with the first 20 tasks that were cut short by name."""
-        if not self.cut_short:
+        if not self.cut_short and not self.asks_cut_short:
             return f"drained in {self.duration:.1f} s, nothing was cut short"
         names = [f"{result.type} {result.task_id} ({result.state})" for result in self.cut_short[:20]]
         if len(self.cut_short) > len(names):
             names.append(f"and {len(self.cut_short) - len(names)} more")
+        if self.asks_cut_short:
+            names.append(f"{self.asks_cut_short} asks")
         return f"{self.reason} after {self.duration:.1f} s; cut short: {', '.join(names)}"
 
 

@@ -297,7 +297,7 @@ class Scheduler:
             if job.task.id not in own and not job.scope.cancel_called:
                 self._ledger.cut(job)
                 self._cancel(job, reason)
-        self.calls.end(lambda: self._refusal("an ask that was under way"), f"the runtime ends: {reason!r}", own)
+        self.calls.end(lambda: self.refusal("an ask that was under way"), f"the runtime ends: {reason!r}", own)
         await self.wait_idle()
 
     def cut_short(self) -> tuple[TaskResult, ...]:
@@ -347,6 +347,8 @@ class Scheduler:
             if cancelled and not isinstance(error, GeneratorExit) and anyio.current_effective_deadline() > -math.inf:
                 # No scope is cancelled: it is a native Task.cancel(), or was raised by the code itself.
                 job.task.request_cancel("its asyncio task was cancelled from outside of the runtime")
+                if not job.is_inner:
+                    self._ledger.cut(job)
             self._settle(job, None, rest, cancelled=cancelled)
             raise
         else:
@@ -397,6 +399,9 @@ class Scheduler:
             job.handle._finish(job.cause)
         if job.watcher is not None:
             job.watcher.child_ended(job)
+        # A failure keeps its job, by the frames of its traceback; the job must not keep the handle, of which somebody may
+        # want to know when nobody has it any more.
+        job.handle = None
         self._note_end()
         # Last: a sink may raise what stops the program.
         self._log.emit(_ENDS[task.state], task_id=task.id, type=task.type, duration_ms=task.duration_ms)
@@ -455,9 +460,10 @@ class Scheduler:
             self._current() is not None or any(self.calls.around(current_execution.get()))
         ):
             return
-        raise self._refusal(subject, **details)
+        raise self.refusal(subject, **details)
 
-    def _refusal(self, subject: str, **details: Any) -> RuntimeClosedError:
+    def refusal(self, subject: str, **details: Any) -> RuntimeClosedError:
+        """Return the error for who comes when the runtime takes nothing."""
         failed = self._failures.fatal is not None
         remedy = {
             "new": "write `async with AgentRuntime() as runtime:`",
@@ -469,8 +475,7 @@ class Scheduler:
             + remedy.get(state, "it is shutting down"),
             {"state": state, **details},
         )
-        if failed:
-            error.__cause__ = self._failures.wrapped()
+        error.__cause__ = self._failures.cause()
         return error
 
     def _check(self, task: BaseTask) -> None:

@@ -74,9 +74,12 @@ class AgentStream:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
         self._scope.cancel("the stream was left")
-        with anyio.CancelScope(shield=True):
-            await self._ended.wait()
-        self._receive.close()
+        try:
+            # In a task of its own: a `Task.cancel()` by the host comes through every shield, but ends only this task.
+            async with anyio.create_task_group() as group:  # noqa: ASYNC112 - not redundant: see above
+                group.start_soon(self._wait_for_end)
+        finally:
+            self._receive.close()
         error = self._error
         if error is not None and not self._is_told:
             _, of_block = _interop.split_cancellation(exc) if exc is not None else (False, None)
@@ -112,6 +115,10 @@ class AgentStream:
                 {"state": "closed"},
             )
         )
+
+    async def _wait_for_end(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
 
     async def _emit(self, item: Any) -> None:
         try:

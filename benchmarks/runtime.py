@@ -22,6 +22,8 @@ from functools import partial
 from typing import Any, Final
 
 import anyio
+import anyio.abc
+import anyio.lowlevel
 import attrs
 from _rounds import Loop, Pair, Row, compare, main, measure_loops
 from _runtime_growth import measure_million
@@ -32,6 +34,7 @@ from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, Base
 
 BACKENDS: Final = ("asyncio", "trio")
 WITHIN: Final = "`with anyio.fail_after(5): await f()`"
+SPAWN: Final = "for comparison: a checkpoint, a task of AnyIO, an event that tells of its end"
 KINDS: Final = {"strict": False, "hosted": True}
 BATCH: Final = 100
 CHILDREN: Final = 10
@@ -73,6 +76,20 @@ async def call_within(number: int) -> None:
     for _ in range(number):
         with anyio.fail_after(5):
             await answer()
+
+
+async def spawn(group: anyio.abc.TaskGroup, number: int) -> None:
+    """Loop: a bare task of AnyIO for each call, and the wait for its end; the least that a submitted task can be."""
+
+    async def serve(ended: anyio.Event) -> None:
+        await answer()
+        ended.set()
+
+    for _ in range(number):
+        await anyio.lowlevel.checkpoint()
+        ended = anyio.Event()
+        group.start_soon(serve, ended)
+        await ended.wait()
 
 
 def inputs(number: int) -> Any:
@@ -189,8 +206,9 @@ def peers_on(backend: str) -> list[Peer]:
 async def measure_uses(rounds: int, backend: str) -> list[Row]:
     """Measure everything that takes microseconds, in the event loop that runs."""
     loops: dict[str, Loop] = {WITHIN: call_within}
-    pairs: list[Pair] = []
+    pairs = [Pair(what=SPAWN, subject=SPAWN, reference=WITHIN)]
     async with AsyncExitStack() as stack:
+        loops[SPAWN] = partial(spawn, await stack.enter_async_context(anyio.create_task_group()))
         for kind, hosted in KINDS.items():
             uses = uses_of(await stack.enter_async_context(AgentRuntime(hosted=hosted)))
             for name, (what, goal) in ROWS.items():

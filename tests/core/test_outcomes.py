@@ -16,8 +16,10 @@ from agentcore import (
     AgentRuntime,
     AgentState,
     BaseTask,
+    RuntimeClosedError,
     TaskCanceledError,
     TaskExecutionError,
+    TaskGroupError,
     TaskState,
 )
 from agentcore.testing import simulate
@@ -33,6 +35,7 @@ from tests.core.outcomes import (
     not_ready,
     raise_boom,
 )
+from tests.runtime.doing import opened
 
 pytestmark = pytest.mark.anyio
 
@@ -74,6 +77,111 @@ async def test_execute(row: Row) -> None:
     assert context.task is not None
     assert TaskState.PENDING == context.task.state
     assert (0, 0) == (agent.metrics.running, agent.metrics.waiting)
+
+
+@pytest.mark.parametrize("hosted", [False, True], ids=["strict", "hosted"])
+@pytest.mark.parametrize("row", [row for row in TABLE if "deadline" not in row.options], ids=lambda row: row.name)
+@simulate(runs=3)
+async def test_ask(row: Row, hosted: bool) -> None:
+    """`ask` gives what `execute` gives, whichever kind the runtime is of."""
+    agent = Scripted(row)
+    async with opened(hosted=hosted, grace=10) as runtime:
+        if isinstance(row.gives, type):
+            with pytest.raises(row.gives):
+                await runtime.ask(agent, **row.options)
+        else:
+            result = await runtime.ask(agent, **row.options)
+            assert (row.gives is None, row.gives) == (result.success, result.error)
+            assert row.cause is (type(result.cause) if result.cause is not None else None)
+        assert runtime.health().healthy
+        assert (0, 0) == (runtime.health().asks, runtime.statistics().tasks.accepted)
+    assert row.seen == agent.seen
+    assert [row.handled] * (row.handled is not None) == [type(error) for error in agent.handled]
+    if row.deadline is not None:
+        assert row.deadline == getattr(agent.handled[0], "details", {}).get("deadline")
+    assert row.agent == agent.state
+    assert (0, 0) == (agent.metrics.running, agent.metrics.waiting)
+
+
+@pytest.mark.parametrize("hosted", [False, True], ids=["strict", "hosted"])
+@pytest.mark.parametrize("row", [row for row in TABLE if row.waiter is not SystemExit], ids=lambda row: row.name)
+@simulate(runs=3)
+async def test_child_of_a_group(row: Row, hosted: bool) -> None:
+    """A child of a group moves as the row says; the group raises what its handle gives."""
+    agent = Scripted(row)
+    async with opened(hosted=hosted, grace=10) as runtime:
+        runtime.registry("agents").register("scripted", agent)
+        errors: list[BaseException] = []
+        try:
+            async with runtime.group() as group:
+                handle = group.start("scripted", **row.options)
+        except TaskGroupError as error:
+            errors.extend(error.exceptions)
+        assert [row.waiter] * (row.waiter is not None) == [type(error) for error in errors]
+        if row.cause is not None:
+            assert [row.cause] == [type(error.__cause__) for error in errors]
+        assert [row.task] == [result.state for result in group.results]
+    check_task(row, handle.task)
+
+
+@pytest.mark.parametrize("hosted", [False, True], ids=["strict", "hosted"])
+async def test_child_of_a_group_that_exits(hosted: bool) -> None:
+    """What no `except Exception` may catch fails the task and is raised by the group."""
+    agent = Scripted(next(row for row in TABLE if row.waiter is SystemExit))
+    async with opened(hosted=hosted) as runtime:
+        runtime.registry("agents").register("scripted", agent)
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with runtime.group() as group:
+                handle = group.start("scripted")
+        assert caught.group_contains(SystemExit)
+        assert TaskState.FAILED == handle.state
+        assert runtime.health().healthy
+
+
+@pytest.mark.parametrize("hosted", [False, True], ids=["strict", "hosted"])
+@simulate(runs=10)
+async def test_caller_of_ask_is_cancelled(hosted: bool) -> None:
+    """Cancellation goes through `ask`, and the agent is IDLE."""
+    agent = Slow()
+    async with opened(hosted=hosted) as runtime:
+        async with anyio.create_task_group() as group:
+            group.start_soon(runtime.ask, agent)
+            await agent.begun.wait()
+            assert AgentState.PROCESSING == agent.state
+            group.cancel_scope.cancel()
+        assert AgentState.IDLE == agent.state
+        assert (1, 0, 0) == (agent.metrics.cancellations, agent.metrics.failures, runtime.health().asks)
+
+
+@pytest.mark.parametrize("hosted", [False, True], ids=["strict", "hosted"])
+@simulate(runs=10)
+async def test_ask_and_group_at_shutdown_after_grace(hosted: bool) -> None:
+    """An ask that outlives the grace raises an error to its caller; the children of a group are CANCELED like any task."""
+    asked, child = Slow(), Slow()
+    caught: list[BaseException] = []
+
+    async def ask() -> None:
+        with pytest.raises(RuntimeClosedError) as told:
+            await runtime.ask(asked)
+        caught.append(told.value)
+
+    async def use_group() -> None:
+        with pytest.raises(TaskGroupError) as told:
+            async with runtime.group() as children:
+                children.start("slow")
+        caught.extend(told.value.exceptions)
+
+    async with opened(hosted=hosted) as runtime, anyio.create_task_group() as group:
+        runtime.registry("agents").register("slow", child)
+        for function in (ask, use_group):
+            group.start_soon(function)
+        await asked.begun.wait()
+        await child.begun.wait()
+        report = await runtime.shutdown(5.0)
+    assert 5.0 == anyio.current_time()
+    assert {RuntimeClosedError, TaskCanceledError} == {type(error) for error in caught}
+    assert [TaskState.CANCELED] == [cut.state for cut in report.cut_short]
+    assert AgentState.IDLE == asked.state
 
 
 @rows

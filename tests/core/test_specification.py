@@ -309,6 +309,50 @@ ERRORS: Final[tuple[Row, ...]] = (
     Base("CircuitTimeoutError", ("CircuitBreakerError", TimeoutError)),
 )
 
+# The chapter on integration. What makes worker pools (`initialize_system`, `SystemContext`, `shutdown_system`) is not
+# among it.
+INTEGRATION: Final[tuple[Row, ...]] = (
+    Call(
+        "execute_task",
+        ("task_type", ("input_data", ANY_DEFAULT), ("priority", agentcore.TaskPriority.NORMAL)),
+        is_async=True,
+    ),
+    Call("load_configuration"),
+    *fields(
+        "SystemConfiguration",
+        io_workers=int | None,
+        cpu_workers=int | None,
+        api_failure_threshold=int,
+        api_reset_timeout=float,
+        logging=agentcore.LoggingConfiguration,
+        metrics=agentcore.MetricsConfiguration,
+    ),
+    Call("init_logging", (("config", ANY_DEFAULT),)),
+    Call("init_metrics", (("config", ANY_DEFAULT),)),
+    Call("register_agents"),
+    Call("register_task_handlers"),
+    Call("register_tools"),
+    # What the design adds.
+    Call("run", ("main", "*args")),
+    Call("lifespan"),
+    Call("sync_runtime", (("config", None),)),
+    Call("AgentRuntime", (("config", None),)),
+    Call("AgentRuntime.current", on_class=True),
+    Call("AgentRuntime.open", (("config", None),), is_async=True, on_class=True),
+    Call("AgentRuntime.aclose", is_async=True),
+    Call("AgentRuntime.run", ("task", ("input", None)), is_async=True),
+    Call("AgentRuntime.submit", ("task", ("input", None)), is_async=True),
+    Call("AgentRuntime.ask", ("ref", ("context", None)), is_async=True),
+    Call("AgentRuntime.stream", ("ref", ("context", None))),
+    Call("AgentRuntime.group", (("on_error", "cancel"),)),
+    Call("AgentRuntime.map", ("task_type", "inputs"), is_async=True),
+    Call("AgentRuntime.as_completed", ("task_type", "inputs")),
+    Call("AgentRuntime.resource", ("manager", ("name", None)), is_async=True),
+    Call("AgentRuntime.from_thread", ("function", "*args")),
+    Call("AgentRuntime.health"),
+    Call("AgentRuntime.statistics"),
+)
+
 TABLE: Final = MappingProxyType(
     {
         "agents": AGENTS,
@@ -318,6 +362,7 @@ TABLE: Final = MappingProxyType(
         "tasks": TASKS,
         "base_task": BASE_TASK,
         "errors": ERRORS,
+        "integration": INTEGRATION,
     }
 )
 
@@ -352,6 +397,7 @@ FRESH: Final[MappingProxyType[str, Callable[[], object]]] = MappingProxyType(
         "CircuitOpenError": lambda: agentcore.CircuitOpenError("sample"),
         "CoreError": lambda: agentcore.CoreError("sample"),
         "Registry": lambda: agentcore.Registry[str]("sample"),
+        "SystemConfiguration": agentcore.SystemConfiguration,
         "TaskResult": lambda: agentcore.TaskResult.from_task(agentcore.BaseTask.create("sample", {})),
     }
 )
@@ -452,6 +498,7 @@ RECORDS: Final = (
     "BaseTask",
     "CircuitBreakerConfig",
     "CircuitBreakerMetrics",
+    "SystemConfiguration",
     "TaskResult",
 )
 

@@ -25,7 +25,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 INT, TERM = signal.SIGINT, signal.SIGTERM
-LIMIT = float(os.environ.get("EMBED_LIMIT", "30"))
+LIMIT = 30
 """Seconds after which a test that waits in vain fails."""
 
 # What no host may print, however it ends.

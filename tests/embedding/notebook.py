@@ -13,6 +13,7 @@ import pytest
 from tests.embedding.hosts import INT, LIMIT, Program
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+GROUP = re.compile(r"Exception Group Traceback.*?^  \| (?:\w+\.)*(\w+): ", re.DOTALL | re.MULTILINE)
 
 
 class Cell(NamedTuple):
@@ -75,7 +76,10 @@ class Notebook(Program):
             if message["msg_type"] == "error":
                 error, traceback = content["ename"], COLOURS.sub("", "\n".join(content["traceback"]))
             if message["msg_type"] == "status" and content["execution_state"] == "idle":
-                return Cell(self.said[before:], error, traceback)
+                said = self.said[before:]
+                # The kernel prints a group of exceptions, and does not tell of it otherwise.
+                group = GROUP.search(said)
+                return Cell(said, group[1], said) if group else Cell(said, error, traceback)
 
     def run(self, code: str) -> Cell:
         """Run a cell and wait for its end."""

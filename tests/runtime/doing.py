@@ -93,6 +93,12 @@ async def opened(*, hosted: bool = False, grace: float = 0, **limits: int) -> As
                 await anyio.wait_all_tasks_blocked()
 
 
+def behind(error: BaseException) -> set[type[BaseException]]:
+    """Return the types of an error, of what is in it if it is a group, and of what caused all that."""
+    inner = [*getattr(error, "exceptions", []), *([error.__cause__] if error.__cause__ is not None else [])]
+    return {type(error)}.union(*map(behind, inner))
+
+
 def register(made: AgentRuntime, name: str, item: Any) -> Any:
     """Register an agent, a class or a factory, and return it."""
     made.registry("agents").register(name, item)

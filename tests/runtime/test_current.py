@@ -140,7 +140,6 @@ async def test_a_draining_one_is_still_current() -> None:
     assert seen == [runtime]
 
 
-@pytest.mark.xfail(reason="one that is shut down counts until it has been left")
 async def test_one_that_is_shut_down_does_not_stand_in_the_way() -> None:
     """The next hosted one is meant, though the old one has not been left yet."""
     async with AgentRuntime(hosted=True) as old:

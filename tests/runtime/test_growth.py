@@ -37,8 +37,8 @@ from agentcore.testing._simulation import Backend
 from tests.runtime.lives import Worker, both_kinds, living
 from tests.runtime.parts import echo, fail, hang
 
-WARM_UP = 400  # rounds in which everything that is kept by design fills up: 50 tasks, 100 failures, 1,024 events
-ROUNDS = 400
+WARM_UP = 550  # rounds in which everything that is kept by design fills up: 50 tasks, 100 failures, 1,024 events
+ROUNDS = 300
 MANY = 50_000
 OBJECTS = 150  # that may be there besides: caches of the interpreter and of pytest
 BYTES = 100_000

@@ -112,7 +112,7 @@ async def test_map_of_nothing() -> None:
 @simulate(runs=10)
 async def test_map_fails(hosted: bool) -> None:
     """The first failure cancels the rest: nothing further is drawn, and the error has the results of what has ended."""
-    async with opened(hosted=hosted) as made:
+    async with opened(hosted=hosted, in_flight=4) as made:
 
         @made.handler("third fails")
         async def third_fails(given: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ async def test_map_fails(hosted: bool) -> None:
         assert [result.output for result in caught.value.results] == [{"n": 0}, {"n": 1}, None]
         assert (inputs.drawn, anyio.current_time()) in ((3, 3), (4, 3))
         assert made.health().failures == ()
-        await check_at_rest(made, 256)
+        await check_at_rest(made, 4)
 
 
 @both
@@ -207,7 +207,9 @@ async def test_map_in_a_task(hosted: bool) -> None:
             outputs = await context.map("echo", Inputs(3))
             async with context.as_completed("echo", Inputs(3)) as done:
                 outputs += [await handle.result() async for handle in done]
-                assert all(handle.task.parent_id == (context.task and context.task.id) for handle in done._group.handles)
+                assert all(
+                    handle.task.parent_id == (context.task and context.task.id) for handle in done._group.handles
+                )
             return {"numbers": [output["n"] for output in outputs]}
 
         assert await made.run("parent") == {"numbers": [0, 1, 2, 0, 1, 2]}
@@ -307,7 +309,7 @@ async def test_as_completed_goes_on_after_failures(hosted: bool) -> None:
 async def test_failures_that_nobody_takes() -> None:
     """They are raised at the exit of the runtime."""
     with pytest.raises(AgentCrashedError) as caught:
-        async with opened() as made:
+        async with opened() as made:  # noqa: SIM117
             async with made.as_completed("fail", Inputs(2)) as done:
                 async for handle in done:
                     if handle.task.input["n"] == 0:
@@ -333,9 +335,8 @@ async def test_left_early(hosted: bool, way: str) -> None:
                         if way == "break":
                             break
                         scope.cancel()
-            except KeyError as error:
+            except KeyError:
                 assert way == "raise"
-                assert str(error) == "'mine'"
             else:
                 assert way == "break"
         assert inputs.drawn == 3
@@ -353,7 +354,7 @@ async def test_several_take_from_one() -> None:
 
             async def take() -> None:
                 async for handle in done:
-                    seen.append(handle.task.input["n"])
+                    seen.append(handle.task.input["n"])  # noqa: PERF401
 
             for _ in range(3):
                 group.start_soon(take)
@@ -383,6 +384,10 @@ def test_cancelled_everywhere(hosted: bool) -> None:
         await check_at_rest(made, 2)
 
     cancel_everywhere(
-        act, build=build, check=check, schedules=("fifo", "walk/1"), modes=("block", "wake", "native"),
+        act,
+        build=build,
+        check=check,
+        schedules=("fifo", "walk/1"),
+        modes=("block", "wake", "native"),
         allow=(TaskExecutionError,),
     )

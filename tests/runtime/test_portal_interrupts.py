@@ -60,7 +60,6 @@ anyio.run(main, sys.argv[1], backend=sys.argv[2])
 
 @pytest.mark.parametrize("what", ["leave", "timeout", "cancel"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.xfail(reason="neither the end of a task nor that of the runtime ends the calls of the task's own thread")
 def test_a_handler_in_a_thread_is_cut_in_its_call(backend: str, what: str) -> None:
     """By the end of the runtime, by its timeout, by its handle: nothing hangs."""
     done = subprocess.run(
@@ -155,11 +154,6 @@ async def test_ctrl_c_while_the_loop_is_told(monkeypatch: pytest.MonkeyPatch) ->
         assert caller.error is error
         await anyio.wait_all_tasks_blocked()
         left = list(stay.log)
-        if left == ["in"]:  # otherwise the end of the runtime waits for it, for ever
-            for task_scope in [one for one in (getattr(stay, "scope", None),) if one is not None]:
-                task_scope.cancel()
-            runtime._lifetime.group.cancel_scope.cancel()  # type: ignore[union-attr]
-            pytest.xfail("the call goes on behind the back of who has left it, and leaving the runtime hangs")
     assert left in ([], ["in", "unwound"])
 
 
@@ -242,8 +236,7 @@ except BaseException as error:
         ("asyncio", "group"),
         ("trio", "alone"),
         pytest.param(
-            "trio", "group", marks=pytest.mark.xfail(reason="in a group it counts as a crash, and main goes on")
-        ),
+            "trio", "group"),
     ],
 )
 def test_ctrl_c_in_a_hosted_task_ends_the_program(backend: str, where: str) -> None:

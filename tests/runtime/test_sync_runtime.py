@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from agentcore import (
     sync_runtime,
 )
 from tests.runtime.parts import Clumsy, Hold, echo, fail, hang
+from tests.runtime.test_health import leaves, raising
 
 pytestmark = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 SOON = 0.02
@@ -125,10 +127,8 @@ def test_timeouts_in_four_threads(backend: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["run", "map", "call"])
-def test_a_timeout_cancels_the_tasks_of_a_call(backend: str, method: str, request: pytest.FixtureRequest) -> None:
+def test_a_timeout_cancels_the_tasks_of_a_call(backend: str, method: str) -> None:
     """Nothing of them runs on."""
-    if (backend, method) == ("trio", "map"):
-        request.applymarker(pytest.mark.xfail(reason="on trio, map takes a cancellation for the end of its tasks"))
     with opened(backend) as runtime:
         with pytest.raises(CallTimeoutError):
             if method == "run":
@@ -322,21 +322,23 @@ def test_after_the_end_everything_is_refused(backend: str) -> None:
 
 def test_failures_in_the_background_come_out(backend: str) -> None:
     """What nobody has looked at is raised at the end, alone or with what the block raises."""
-    with pytest.raises(AgentCrashedError) as caught, opened(backend) as runtime:
+    with raising(AgentCrashedError) as caught, opened(backend) as runtime:
         runtime.submit("fail", {"n": 1})
         runtime.runtime.from_thread(runtime.runtime.drain)
-    assert [TaskExecutionError] == [type(leaf) for leaf in caught.value.exceptions]
+    assert [TaskExecutionError] == [type(leaf) for leaf in leaves(caught.value)]
     own = LookupError("own")
-    with pytest.raises(AgentCrashedError) as caught, opened(backend) as runtime:
+    with raising(AgentCrashedError) as caught, opened(backend) as runtime:
         runtime.submit("fail", {"n": 1})
         runtime.runtime.from_thread(runtime.runtime.drain)
         raise own
-    assert caught.value.exceptions[0] is own
+    assert leaves(caught.value)[0] is own
 
 
+# SystemExit in the group that leaving raises ends AnyIO's portal too, which then may have a call that never begins.
+@pytest.mark.filterwarnings("ignore:coroutine 'BlockingPortal._call_func' was never awaited:RuntimeWarning")
 def test_a_crash_in_the_background(backend: str, caplog: pytest.LogCaptureFixture) -> None:
     """The block goes on; its calls are refused with the state, the end raises what happened, the log has it once."""
-    with pytest.raises(BaseExceptionGroup) as caught, opened(backend) as runtime:
+    with raising() as caught, opened(backend) as runtime:
         waiting = runtime.submit("hang")
         runtime.submit("exit")
         with pytest.raises((TaskCanceledError, RuntimeClosedError)):
@@ -344,12 +346,13 @@ def test_a_crash_in_the_background(backend: str, caplog: pytest.LogCaptureFixtur
         while runtime.runtime.report is None:
             threading.Event().wait(0.001)
         assert (runtime.health().state, runtime.health().healthy) == ("failed", False)
-        assert [str(leaf) for leaf in runtime.health().failures] == ["the agent gave up"]
+        assert [str(leaf.__cause__) for leaf in runtime.health().failures] == ["the agent gave up"]
         for call in (runtime.run, runtime.submit):
             with pytest.raises(RuntimeClosedError):
                 call("echo")
-    assert [str(leaf) for leaf in caught.value.exceptions] == ["the agent gave up"]
+    assert [str(leaf) for leaf in leaves(caught.value)] == ["the agent gave up"]
     assert ["CRITICAL"] == [record.levelname for record in caplog.records if record.name == "agentcore.runtime"]
+    gc.collect()
 
 
 def test_one_after_the_other_and_one_in_the_other(backend: str) -> None:

@@ -125,6 +125,7 @@ def describe(error: BaseException | None) -> tuple[Any, ...]:
     """Return what an error says: type, text, parts in the order of their texts, cause, notes."""
     if error is None:
         return ()
+    assert error.__cause__ is not error
     parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     below = tuple(sorted((describe(part) for part in parts), key=repr))
     return type(error).__name__, str(error), below, describe(error.__cause__), getattr(error, "__notes__", [])

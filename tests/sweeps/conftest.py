@@ -11,6 +11,7 @@ pytest.register_assert_rewrite(
             "of_breakers",
             "of_life",
             "of_life_ends",
+            "of_life_faults",
             "of_life_groups",
             "of_life_hosted",
             "of_pipeline",

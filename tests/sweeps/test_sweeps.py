@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import pytest
+from hypothesis import Phase, given, settings
 
 from agentcore import CoreError
-from agentcore.testing import BACKENDS, FIFO, cancel_everywhere, explore
+from agentcore.testing import (
+    BACKENDS,
+    FIFO,
+    FaultPlan,
+    Schedule,
+    cancel_everywhere,
+    explore,
+    fault_plans,
+    run_sim,
+    schedules,
+)
 from agentcore.testing._simulation import Backend
 from tests.sweeps import (
     of_agents,
     of_breakers,
     of_life,
     of_life_ends,
+    of_life_faults,
     of_life_groups,
     of_life_hosted,
     of_pipeline,
     of_runtime,
     of_tasks,
 )
-from tests.sweeps.scenarios import TABLE, Scenario, State
+from tests.sweeps.scenarios import TABLE, Boom, Runtime, Scenario, State, hosted
 
 FILLED_BY = (
     of_agents,
@@ -34,12 +46,29 @@ FILLED_BY = (
     of_tasks,
 )
 RUNS = 20
+MINUTE = 60.0
 SCHEDULES = (FIFO, "walk/1", "rare/2")
 
-pytestmark = [pytest.mark.parametrize("backend", BACKENDS), pytest.mark.thorough]
+# Of each kind of call that a runtime has, one that is swept on every version.
+QUICK = (
+    "ask_contended",
+    "shut_down_with_asks_under_way_hosted",
+    "group_with_a_failure",
+    "group_inside_of_a_task",
+    "map_some_hosted",
+    "take_some",
+    "listen_to_the_beginning_hosted",
+    "hold_resources",
+    "leave_with_everything_under_way",
+    "open_and_close",
+)
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+kinds = pytest.mark.parametrize("build", [of_life_faults.make, hosted(of_life_faults.make)], ids=["strict", "hosted"])
 scenarios = pytest.mark.parametrize("scenario", TABLE.values(), ids=list(TABLE))
 
 
+@pytest.mark.thorough
 @scenarios
 def test_cancelled_everywhere(scenario: Scenario, backend: Backend) -> None:
     """However it is cut short, nothing is held, nothing runs, everything has ended once, and the next call works."""
@@ -56,6 +85,7 @@ def test_cancelled_everywhere(scenario: Scenario, backend: Backend) -> None:
     )
 
 
+@pytest.mark.thorough
 @scenarios
 def test_deadlines_pass_everywhere(scenario: Scenario, backend: Backend) -> None:
     """The same holds if a deadline passes at any moment; it may be told by an error of this library."""
@@ -69,10 +99,58 @@ def test_deadlines_pass_everywhere(scenario: Scenario, backend: Backend) -> None
     )
 
 
+@pytest.mark.thorough
 @scenarios
 def test_in_any_order(scenario: Scenario, backend: Backend) -> None:
     """The same holds without a cancellation, whoever goes next."""
     explore(scenario.run, backend=backend, runs=RUNS).unwrap()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_cancelled_at_every_stop(name: str, backend: Backend) -> None:
+    """The first of these tests for some, in one order and at the stops alone."""
+    scenario = TABLE[name]
+    cancel_everywhere(
+        scenario.act,
+        build=scenario.build,
+        check=check,
+        modes=("block",),
+        backends=(backend,),
+        allow=scenario.allow,
+        within=scenario.within,
+    )
+
+
+@kinds
+@pytest.mark.parametrize("target", [target for target, _ in of_life_faults.LIKELY])
+def test_with_a_fault(target: str, build: Callable[[], Runtime], backend: Backend) -> None:
+    """Whatever goes wrong in a call, everything ends, once, and no error is lost."""
+    fired = 0
+    for plan in of_life_faults.PLANS:
+        if plan.startswith(f"{target}#"):
+            result = run_sim(of_life_faults.with_faults, plan, build, backend=backend)
+            assert result.unwrap()[1] < MINUTE, plan
+            fired += result.unwrap()[0]
+    assert fired
+
+
+@pytest.mark.thorough
+@kinds
+def test_with_any_faults_in_any_order(build: Callable[[], Runtime], backend: Backend) -> None:
+    """The same for up to three faults, and whoever goes next."""
+    targets = [target for target, actions in of_life_faults.LIKELY if actions == of_life_faults.ANY]
+    plans = fault_plans(targets, exceptions=(Boom,), max_faults=3)
+
+    # Without shrinking, which takes minutes here. And without `pct`, which lets one task go on for as long as it can:
+    # on asyncio, one that waits for its cancellation to be delivered can, for ever.
+    orders = schedules().filter(lambda schedule: not str(schedule).startswith("pct"))
+
+    @settings(max_examples=100, deadline=None, derandomize=True, phases=[Phase.generate])
+    @given(plans, orders)
+    def search(plan: FaultPlan, schedule: Schedule) -> None:
+        run_sim(of_life_faults.with_faults, plan, build, backend=backend, schedule=schedule).unwrap()
+
+    search()
 
 
 def check(state: State) -> Awaitable[None]:
