@@ -161,6 +161,12 @@ class Call:
         self.scope: anyio.CancelScope | None = None
         self.interruption: Exception | None = None
 
+    def enter(self, scope: anyio.CancelScope) -> None:
+        """Note the scope of what runs of it from now on. It is cancelled if the call was ended between two of them."""
+        self.scope = scope
+        if self.interruption is not None:
+            scope.cancel("the call has been ended")
+
     def end(self, interruption: Exception, reason: str) -> None:
         """Cancel what runs of it and have the caller get an error; the first one that comes."""
         if self.interruption is None:

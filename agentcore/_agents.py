@@ -293,7 +293,7 @@ class BaseAgent(abc.ABC):
         scope = anyio.move_on_at(at)
         self._scopes[scope] = execution
         if call is not None:
-            call.scope = scope
+            call.enter(scope)
         try:
             with scope:
                 return await self.process(context)
@@ -375,7 +375,7 @@ class BaseAgent(abc.ABC):
             raise self._end_from_outside(call) from error
         if anyio.current_effective_deadline() == -math.inf:
             # The caller is cancelled, and this was raised while it was unwound: on trio it comes in a group with the
-            # cancellation, on asyncio alone. There is nobody left to handle it for.
+            # cancellation, on asyncio alone. There is nobody to handle it for.
             self._cancellations += 1
             raise error
         life.handling += 1
@@ -427,7 +427,7 @@ class BaseAgent(abc.ABC):
         if execution is not None:
             self._scopes[scope] = execution
         if call is not None:
-            call.scope = scope
+            call.enter(scope)
         try:
             with scope:
                 return await work
@@ -441,7 +441,6 @@ class BaseAgent(abc.ABC):
         raise self._timeout(limit)
 
     def _is_ended_from_outside(self, call: Call | None) -> bool:
-        """Tell whether an execution is being ended, with its agent or by who is responsible for the call."""
         return self._life.terminating or (call is not None and call.interruption is not None)
 
     def _end_from_outside(self, call: Call | None) -> Exception:
@@ -471,6 +470,8 @@ class BaseAgent(abc.ABC):
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
                 await self._bounded(turn.wait(), context._limit, None, context._call)
+            if context._call is not None and context._call.interruption is not None:
+                raise context._call.interruption  # in the very step in which the turn came
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
                 self._pass_turn_on()

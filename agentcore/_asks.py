@@ -67,9 +67,11 @@ class Asks:
         try:
             return await agent.execute(context)
         finally:
-            calls.leave(call)
-            if route is not None and route.owned:
-                await self._tasks.dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
+            try:
+                if route is not None and route.owned:
+                    await self._tasks.dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
+            finally:
+                calls.leave(call)
             if token is not None:
                 current_runtime.reset(token)
 

@@ -31,3 +31,13 @@ current_terminations: Final[ContextVar[tuple[object, ...]]] = ContextVar("agentc
 
 current_execution: Final[ContextVar[object]] = ContextVar("agentcore_execution", default=None)
 """The innermost `Execution` of an agent; it knows the one around it."""
+
+
+def end_structure() -> None:
+    """Have the current context say that it is part of nothing: what begins here belongs to the runtime or to the event loop.
+
+    Which runtime is the current one stays; so do all variables of others.
+    """
+    current_job.set(None)
+    current_execution.set(None)
+    current_terminations.set(())

@@ -321,7 +321,8 @@ class Completions:
         while not self._ended:
             if not self._window:
                 raise StopAsyncIteration
-            self._news = anyio.Event()
+            if self._news.is_set():  # shared by all who wait
+                self._news = anyio.Event()
             await self._news.wait()
         self._window -= 1
         return self._ended.popleft()
@@ -356,14 +357,35 @@ def checked(inputs: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     return inputs
 
 
+def checked_limit(limit: int | None, default: int) -> int:
+    """Return how many may be under way at a time.
+
+    Raises:
+        ConfigurationError: it is no such number.
+    """
+    if limit is None:
+        return default
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ConfigurationError(
+            f"limit must be a whole number, 1 or more: got {limit!r}; use None for in_flight of the runtime",
+            {"name": "limit", "value": limit},
+        )
+    return limit
+
+
 async def map_tasks(
     group: TaskGroup, start: Callable[[Any], TaskHandle], inputs: Iterable[Any], limit: int
 ) -> list[dict[str, Any]]:
     """Run a task for each input and return the outputs in their order; see `AgentRuntime.map`."""
     handles: list[TaskHandle] = []
     async with group:
-        for given in inputs:
+        left = iter(inputs)
+        while True:
             await group.wait_below(limit)
+            try:
+                given = next(left)
+            except StopIteration:
+                break
             handles.append(start(given))
     # What has failed has been raised; what somebody has cancelled by hand is, here.
     return [outcome_of(handle.task, handle._cause) for handle in handles]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from types import FrameType
 from typing import Final, final
 
@@ -21,6 +22,7 @@ import anyio
 import anyio.abc
 
 from agentcore import _interop
+from agentcore._context import end_structure
 
 _logger: Final = logging.getLogger("agentcore.host")
 _KEY: Final = "host"
@@ -80,7 +82,12 @@ class Host:
             self._move_out()
             raise RuntimeError("the event loop is ending: nothing can move into its host any more")
         # No await between this and the check above.
-        self._group.start_soon(self._lodge, resident, name=name)
+        context = copy_context()
+        context.run(end_structure)
+        context.run(self._start, self._group, resident, name)
+
+    def _start(self, group: anyio.abc.TaskGroup, resident: Callable[[], Awaitable[None]], name: str) -> None:
+        group.start_soon(self._lodge, resident, name=name)
 
     async def wait_if_deserted(self) -> None:
         """Wait until the host has ended, if nobody lives there any more, so that nothing of it is left."""

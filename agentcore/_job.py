@@ -119,6 +119,7 @@ class Job:
         plan: how it is to be executed.
         parent: the job that it was made in, if that still runs.
         is_inner: whether it belongs to its caller, who waits for it: one that is run, and the child of a group.
+        chain: the executions around it, which wait for it, if it is inner.
         watcher: what answers for its failure; None for the runtime, or the caller of one that is run.
         was_cut: whether it was cancelled because the runtime ends.
         handle: what the submitter holds; None for a task that is run.
@@ -139,6 +140,7 @@ class Job:
         "agent",
         "begun",
         "cause",
+        "chain",
         "enclosing",
         "ended",
         "handle",
@@ -166,6 +168,7 @@ class Job:
         slots: SlotKeeper,
         *,
         is_inner: bool = False,
+        chain: object = None,
         watcher: Watcher | None = None,
     ) -> None:
         self.task = task
@@ -177,6 +180,7 @@ class Job:
         self.plan = plan
         self.parent = parent
         self.is_inner = is_inner
+        self.chain = chain
         self.watcher = watcher
         self.was_cut = False
         self.turn = turn

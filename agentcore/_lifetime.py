@@ -181,7 +181,8 @@ class Lifetime:
             assert self.report is not None  # `_end_all` has made it  # noqa: S101
             _logger.warning(
                 "a runtime was not left before its event loop ended: %s; leave its block, or call its aclose()",
-                self.report.summary(),
+                # Where the loop has cancelled the tasks itself, before this one, none was cut short by the runtime.
+                self.report.summary() if self.report.cut_short else "what it still did was cancelled",
             )
 
     def _crashed(self, error: BaseException) -> None:

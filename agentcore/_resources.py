@@ -8,12 +8,14 @@ is a crash of the runtime: what relies on it cannot go on.
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextvars import copy_context
 from typing import Any, TypeAlias, TypeVar, final
 
 import anyio
 import anyio.abc
 
 from agentcore import _interop
+from agentcore._context import end_structure
 from agentcore._failures import Failures
 from agentcore.errors import AgentError, CallTimeoutError, ConfigurationError, RuntimeClosedError
 
@@ -29,6 +31,7 @@ class _Resource:
         value: what entering the context manager gave.
         state: ``opening``, ``open``, ``closing`` or ``closed``.
         error: why it could not be opened or closed.
+        is_given_up: whether it was cancelled while it was being opened.
         scope: cancels opening and closing; nothing else does.
         told: set when it is to be closed.
         opened: set when it is open, or could not be opened.
@@ -42,10 +45,16 @@ class _Resource:
         self.value: Any = None
         self.state = "opening"
         self.error: BaseException | None = None
+        self.is_given_up = False
         self.scope = anyio.CancelScope(shield=True)
         self.told = anyio.Event()
         self.opened = anyio.Event()
         self.closed = anyio.Event()
+
+    def give_up(self, reason: str) -> None:
+        """Cancel the opening. It may have come to its end in this very step; then what is open is closed again."""
+        self.is_given_up = True
+        self.scope.cancel(reason)
 
     def __str__(self) -> str:
         return repr(self.name) if self.name is not None else f"{type(self.manager).__qualname__}"
@@ -82,7 +91,9 @@ class Resources:
             raise self._refusal(manager)
         resource = _Resource(manager, name, close_timeout)
         self._all.append(resource)
-        self._group.start_soon(self._hold, resource, name=f"resource {resource}")
+        context = copy_context()
+        context.run(end_structure)
+        context.run(self._start, self._group, resource)
         await self._wait_for_opening(resource)
         if resource.state != "open":
             raise resource.error if resource.error is not None else self._refusal(manager)
@@ -111,7 +122,7 @@ class Resources:
         while self._all:
             resource = self._all[-1]
             if resource.state == "opening":
-                resource.scope.cancel("the runtime ends")
+                resource.give_up("the runtime ends")
             resource.told.set()
             await resource.closed.wait()
 
@@ -133,7 +144,7 @@ class Resources:
             await resource.opened.wait()
         except BaseException:
             if resource.state == "opening":
-                resource.scope.cancel("whoever opens it was cancelled")
+                resource.give_up("whoever opens it was cancelled")
                 with anyio.CancelScope(shield=True):
                     await resource.closed.wait()
             raise
@@ -144,6 +155,9 @@ class Resources:
             "open it inside of the block",
             {"state": "closed" if self._is_closing else "new"},
         )
+
+    def _start(self, group: anyio.abc.TaskGroup, resource: _Resource) -> None:
+        group.start_soon(self._hold, resource, name=f"resource {resource}")
 
     async def _hold(self, resource: _Resource) -> None:
         """Open a resource, keep it until it is told to close, close it: all in this task."""
@@ -191,7 +205,7 @@ class Resources:
             resource.error = error  # raised to whoever opens it
         elif error is not None and not isinstance(error, Exception):
             self._failures.crash(error)
-        elif resource.state == "open":
+        elif resource.state == "open" and not resource.is_given_up:
             why = "nothing raised" if error is None else "; ".join(map(repr, _interop.leaves_of(error)))
             ended = AgentError(
                 f"resource {resource} ended by itself, while the runtime needs it: got {why}; see the cause"
@@ -200,7 +214,7 @@ class Resources:
             self._failures.crash(ended)
         elif error is not None:
             self._failures.add(error, f"resource {resource} could not be closed")
-        elif resource.scope.cancelled_caught:
+        elif resource.scope.cancelled_caught and not resource.is_given_up:
             late = CallTimeoutError(
                 f"closing resource {resource} took longer than its limit: got more than {resource.close_timeout:g} s; "
                 "raise close_timeout or close it faster",

@@ -8,7 +8,7 @@ by `Lifetime`.
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Self, TypeVar, TypeVarTuple, final
@@ -25,7 +25,7 @@ from agentcore._context import current_runtime
 from agentcore._directory import Directory
 from agentcore._events import Event, EventLog, EventSink
 from agentcore._failures import Failures
-from agentcore._groups import Completions, OnError, TaskGroup, checked, map_tasks
+from agentcore._groups import Completions, OnError, TaskGroup, checked, checked_limit, map_tasks
 from agentcore._handle import TaskHandle
 from agentcore._host import Host
 from agentcore._job import Plan
@@ -295,13 +295,18 @@ class AgentRuntime:
         check_seconds("timeout", timeout)
         own = own_context(context)
 
+        def start(perform: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            self.tasks.check_open("a stream", agent=str(ref))
+            group.start_soon(perform, name="stream of an agent")
+
         async def execute(emit: Emit) -> AgentResult:
+            self.tasks.check_open("a stream", agent=str(ref))
             own._emit = emit
             if timeout is not None:
                 own._limit = Limit(anyio.current_time() + timeout, "timeout", timeout)
             return await self._asks.execute(ref, own)
 
-        return AgentStream(execute, group, self._failures, buffer)
+        return AgentStream(execute, start, self._failures, buffer)
 
     def group(self, on_error: OnError = "cancel") -> TaskGroup:
         """Return a block for tasks that end with it: ``async with runtime.group() as group: group.start(...)``.
@@ -343,7 +348,7 @@ class AgentRuntime:
         """
         group = self.group()
         start = partial(self._start_in, group, task_type, timeout, fields)
-        return await map_tasks(group, start, checked(inputs), self._limit(limit))
+        return await map_tasks(group, start, checked(inputs), checked_limit(limit, self.config.in_flight))
 
     def as_completed(
         self,
@@ -368,7 +373,7 @@ class AgentRuntime:
         """
         group = self.group("collect")
         start = partial(self._start_in, group, task_type, timeout, fields)
-        return Completions(group, start, checked(inputs), self._limit(limit))
+        return Completions(group, start, checked(inputs), checked_limit(limit, self.config.in_flight))
 
     async def resource(self, manager: Manager[T], name: str | None = None, *, close_timeout: float = 5.0) -> T:
         """Open a context manager that agents share, and return what it gives. It is closed when the runtime ends.
@@ -586,16 +591,6 @@ class AgentRuntime:
         self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]
     ) -> TaskHandle:
         return group.start(task_type, input, timeout=timeout, **fields)
-
-    def _limit(self, limit: int | None) -> int:
-        if limit is None:
-            return self.config.in_flight
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigurationError(
-                f"limit must be a whole number, 1 or more: got {limit!r}; use None for in_flight of the runtime",
-                {"name": "limit", "value": limit},
-            )
-        return limit
 
     def _elsewhere(self, method: str) -> AgentError:
         return AgentError(

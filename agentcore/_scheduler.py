@@ -147,7 +147,8 @@ class Scheduler:
         parent = self._current()
         self._check(task)
         turn = self._admission.enter(task, parent)
-        job = self._accept(Job(task, plan, parent, turn, self._admission, is_inner=True))
+        chain = current_execution.get()
+        job = self._accept(Job(task, plan, parent, turn, self._admission, is_inner=True, chain=chain))
         job.begun = True
         tokens = current_job.set(job), current_runtime.set(self._runner)
         try:
@@ -171,7 +172,7 @@ class Scheduler:
         job = self._accept(Job(task, plan, parent, turn, self._admission))
         job.handle = TaskHandle(task, self)
         assert self._group is not None  # `open` has set it  # noqa: S101
-        self._begin(job, self._group, None)
+        self._begin(job, self._group)
         return job.handle
 
     def start(
@@ -189,19 +190,19 @@ class Scheduler:
         parent = self._current()
         self._check(task)
         turn = self._admission.line_up(task)
-        job = self._accept(Job(task, plan, parent, turn, self._admission, is_inner=True, watcher=watcher))
-        job.handle = TaskHandle(task, self)
-        self._begin(job, group, chain)
-        return job.handle
+        job = Job(task, plan, parent, turn, self._admission, is_inner=True, chain=chain, watcher=watcher)
+        handle = self._accept(job).handle = TaskHandle(task, self)
+        self._begin(job, group)
+        return handle
 
-    def _begin(self, job: Job, group: anyio.abc.TaskGroup, chain: object) -> None:
+    def _begin(self, job: Job, group: anyio.abc.TaskGroup) -> None:
         """Give a job a task of its own."""
-        group.create_task(self._own(job, chain), name=f"{job.task.type} {job.task.id}")
+        group.create_task(self._own(job), name=f"{job.task.type} {job.task.id}")
 
-    def _place(self, job: Job, chain: object) -> None:
+    def _place(self, job: Job) -> None:
         """Make the structural context that of the job's owner. It is a copy of the submitter's, whose variables stay otherwise."""
         current_job.set(job)
-        current_execution.set([job, chain, None])
+        current_execution.set([job, job.chain, None])
         # A look costs a tenth of what setting costs.
         if current_runtime.get() is not self._runner:
             current_runtime.set(self._runner)
@@ -241,10 +242,10 @@ class Scheduler:
         job = self._ledger.jobs.get(handle.id)
         wait = waits.begin(job, chain) if job is not None and chain is not None else None
         current = self._current()
-        # What waits here: a task of this runtime, else an ask.
-        waiter = current if current is not None else next(self.calls.around(chain), None)
-        if job is not None and waiter is not None:
-            job.waiters.append(waiter)
+        # What waits here: a task of this runtime, and the asks around.
+        waiters: list[Job | Call] = [*self.calls.around(chain), *([current] if current is not None else [])]
+        if job is not None:
+            job.waiters += waiters
         # A task of another runtime may wait here too: it lends the slot that it has there.
         lender = current if current is not None else current_job.get()
         try:
@@ -253,8 +254,9 @@ class Scheduler:
         finally:
             if wait is not None:
                 waits.remove(wait)
-            if job is not None and waiter is not None:
-                job.waiters.remove(waiter)
+            if job is not None:
+                for waiter in waiters:
+                    job.waiters.remove(waiter)
 
     # Going out.
 
@@ -311,12 +313,12 @@ class Scheduler:
         self._log.emit("task_accepted", task_id=job.task.id, type=job.task.type, parent_id=job.task.parent_id)
         return job
 
-    async def _own(self, job: Job, chain: object) -> None:
+    async def _own(self, job: Job) -> None:
         """Execute a job as a task of its own."""
         if job.ended:  # cancelled before this, its first step
             return
         job.begun = True
-        self._place(job, chain)
+        self._place(job)
         try:
             with job.scope:
                 await self._execute(job)
@@ -347,8 +349,6 @@ class Scheduler:
             if cancelled and not isinstance(error, GeneratorExit) and anyio.current_effective_deadline() > -math.inf:
                 # No scope is cancelled: it is a native Task.cancel(), or was raised by the code itself.
                 job.task.request_cancel("its asyncio task was cancelled from outside of the runtime")
-                if not job.is_inner:
-                    self._ledger.cut(job)
             self._settle(job, None, rest, cancelled=cancelled)
             raise
         else:
@@ -445,7 +445,11 @@ class Scheduler:
                 chain.add(waiter)
             elif waiter is not None and waiter.task.id not in chain:
                 chain.add(waiter.task.id)
-                frontier += [*waiter.waiters, waiter.parent if waiter.is_inner else None]
+                frontier += [
+                    *waiter.waiters,
+                    *self.calls.around(waiter.chain),
+                    waiter.parent if waiter.is_inner else None,
+                ]
         return chain
 
     def check_open(self, subject: str, **details: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Literal, Self, final
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from agentcore import _interop
 from agentcore._agent_records import AgentResult, Emit
@@ -30,7 +31,7 @@ class AgentStream:
 
     Args:
         execute: runs the agent, with what its context emits by.
-        group: the task group of the runtime.
+        start: starts a coroutine function as a task of the runtime; raises RuntimeClosedError if that takes nothing any more.
         failures: where goes what no ``except Exception`` may catch.
         buffer: how many items the agent may be ahead.
     """
@@ -38,18 +39,21 @@ class AgentStream:
     def __init__(
         self,
         execute: Callable[[Emit], Awaitable[AgentResult]],
-        group: anyio.abc.TaskGroup,
+        start: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
         failures: Failures,
         buffer: int,
     ) -> None:
         self._execute = execute
-        self._group = group
+        self._start = start
         self._failures = failures
-        self._send, self._receive = anyio.create_memory_object_stream[Any](buffer)
+        self._buffer = buffer
+        # None before the block is entered: what is never entered leaves nothing behind.
+        self._channel: tuple[MemoryObjectSendStream[Any], MemoryObjectReceiveStream[Any]] | None = None
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
         self._result: AgentResult | None = None
         self._error: BaseException | None = None
+        self._is_left = False
         self._is_told = False  # whether the listener has got the error
 
     @property
@@ -67,7 +71,13 @@ class AgentStream:
         return self._result
 
     async def __aenter__(self) -> Self:
-        self._group.start_soon(self._perform, name="stream of an agent")
+        if self._channel is not None:
+            raise RuntimeClosedError(
+                f"a stream can be entered once: got {self!r}; make a new one",
+                {"state": "closed" if self._is_left else "open"},
+            )
+        self._start(self._perform)
+        self._channel = anyio.create_memory_object_stream[Any](self._buffer)
         return self
 
     async def __aexit__(
@@ -79,7 +89,9 @@ class AgentStream:
             async with anyio.create_task_group() as group:  # noqa: ASYNC112 - not redundant: see above
                 group.start_soon(self._wait_for_end)
         finally:
-            self._receive.close()
+            self._is_left = True
+            if self._channel is not None:
+                self._channel[1].close()
         error = self._error
         if error is not None and not self._is_told:
             _, of_block = _interop.split_cancellation(exc) if exc is not None else (False, None)
@@ -100,20 +112,25 @@ class AgentStream:
             StopAsyncIteration: the execution has ended; `result` tells how.
             AgentExecutionError, AgentTerminatedError, AgentDeadlockError, RuntimeClosedError: as `AgentRuntime.ask`.
         """
+        if self._channel is None or self._is_left:
+            raise self._not_open()
         try:
-            return await self._receive.receive()
+            return await self._channel[1].receive()
         except anyio.EndOfStream:
             await self._ended.wait()
+        except anyio.ClosedResourceError:  # left by another task meanwhile
+            raise self._not_open() from None
         if self._result is not None:
             raise StopAsyncIteration
         self._is_told = True
-        raise (
-            self._error
-            if self._error is not None
-            else RuntimeClosedError(
-                "a stream ends with its block and with its runtime: got a look at it after that; go through it before",
-                {"state": "closed"},
-            )
+        raise self._error if self._error is not None else self._not_open()
+
+    def _not_open(self) -> RuntimeClosedError:
+        return RuntimeClosedError(
+            "a stream lasts from entering its block to leaving it, and ends with its runtime: got a look at it "
+            + ("before that" if self._channel is None else "after that")
+            + "; write `async with runtime.stream(...) as stream:`",
+            {"state": "new" if self._channel is None else "closed"},
         )
 
     async def _wait_for_end(self) -> None:
@@ -121,8 +138,9 @@ class AgentStream:
             await self._ended.wait()
 
     async def _emit(self, item: Any) -> None:
+        assert self._channel is not None  # `__aenter__` has made it  # noqa: S101
         try:
-            await self._send.send(item)
+            await self._channel[0].send(item)
         except anyio.ClosedResourceError:
             raise AgentError(
                 f"an agent emits while it executes: got {item!r} after its end; emit before `process` returns"
@@ -142,5 +160,6 @@ class AgentStream:
             if cancelled:
                 raise
         finally:
-            self._send.close()
+            if self._channel is not None:
+                self._channel[0].close()
             self._ended.set()

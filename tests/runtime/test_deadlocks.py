@@ -243,24 +243,6 @@ async def test_a_task_that_waits_for_its_waiter() -> None:
         at_rest(*agents)
 
 
-@simulate(runs=3)
-async def test_a_listener_that_calls_whom_it_listens_to() -> None:
-    """The agent waits for its item to be taken, and who should take it waits for the agent."""
-    async with opened() as made:
-
-        async def emit(context: AgentContext) -> None:
-            await context.emit(1)
-
-        async def listen(context: AgentContext) -> None:
-            async with context.stream("emitting"):
-                await anyio.sleep(1)
-                await ask(context, "emitting")
-
-        register(made, "emitting", Doing(emit, name="emitting"))
-        register(made, "listening", Doing(listen, name="listening"))
-        assert await deadlock_of(made, "listening") is not None
-
-
 @both
 async def test_through_a_thread(hosted: bool) -> None:
     """A synchronous handler in a worker thread calls back: its chain goes on in there."""

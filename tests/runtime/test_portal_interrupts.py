@@ -235,8 +235,7 @@ except BaseException as error:
         ("asyncio", "alone"),
         ("asyncio", "group"),
         ("trio", "alone"),
-        pytest.param(
-            "trio", "group"),
+        pytest.param("trio", "group"),
     ],
 )
 def test_ctrl_c_in_a_hosted_task_ends_the_program(backend: str, where: str) -> None:
