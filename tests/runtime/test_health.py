@@ -268,7 +268,7 @@ async def test_a_closed_runtime_refuses_every_call(way: str) -> None:
 @crashes
 @pytest.mark.parametrize(
     "way",
-    [way if way == "from_thread" else way for way in WAYS if way != "enter"],
+    [way for way in WAYS if way != "enter"],
 )
 async def test_a_failed_runtime_refuses_every_call_with_the_reason(way: str, how: str) -> None:
     """The causes are fresh groups around the same failures, whose tracebacks do not grow."""
