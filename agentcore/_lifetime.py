@@ -34,6 +34,8 @@ from agentcore._scheduler import Scheduler
 from agentcore.errors import ConfigurationError, RuntimeClosedError
 
 _logger: Final = logging.getLogger("agentcore.runtime")
+LAST_MOMENTS: Final = 1.0
+"""Seconds that calls from threads have to end by themselves when all tasks have been cancelled."""
 
 
 @final
@@ -230,6 +232,10 @@ class Lifetime:
         does all of this, for the first reason; every step may be done twice.
         """
         with anyio.CancelScope(shield=True):
+            # Threads that wait for a task learn of its end by that. But a task may wait for a thread that waits for something
+            # else, so they have no more than a moment.
+            with anyio.move_on_after(LAST_MOMENTS):
+                await self._tasks.cut(reason)
             self._portal.cancel_all(reason)
             await self._tasks.cut(reason)
             self._breakers.stop(reason)

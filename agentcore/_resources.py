@@ -31,6 +31,7 @@ class _Resource:
         value: what entering the context manager gave.
         state: ``opening``, ``open``, ``closing`` or ``closed``.
         error: why it could not be opened or closed.
+        is_deserted: whether its task was cancelled by asyncio's own ways, as at the end of the loop.
         is_given_up: whether it was cancelled while it was being opened.
         scope: cancels opening and closing; nothing else does.
         told: set when it is to be closed.
@@ -46,6 +47,7 @@ class _Resource:
         self.state = "opening"
         self.error: BaseException | None = None
         self.is_given_up = False
+        self.is_deserted = False
         self.scope = anyio.CancelScope(shield=True)
         self.told = anyio.Event()
         self.opened = anyio.Event()
@@ -196,6 +198,7 @@ class Resources:
                 # the runtime closes it in its turn.
                 if not _interop.is_native_cancellation(error):
                     raise
+                resource.is_deserted = True
         resource.state = "closing"
         resource.scope.deadline = anyio.current_time() + resource.close_timeout
 
@@ -205,6 +208,8 @@ class Resources:
             resource.error = error  # raised to whoever opens it
         elif error is not None and not isinstance(error, Exception):
             self._failures.crash(error)
+        elif resource.state == "open" and resource.is_deserted and error is None:
+            pass  # tasks of its own were cancelled together with the loop's: it is no failure of its own
         elif resource.state == "open" and not resource.is_given_up:
             why = "nothing raised" if error is None else "; ".join(map(repr, _interop.leaves_of(error)))
             ended = AgentError(

@@ -350,7 +350,7 @@ def test_a_crash_in_the_background(backend: str, caplog: pytest.LogCaptureFixtur
         for call in (runtime.run, runtime.submit):
             with pytest.raises(RuntimeClosedError):
                 call("echo")
-    assert [str(leaf) for leaf in leaves(caught.value)] == ["the agent gave up"]
+    assert [str(leaf.__cause__) for leaf in leaves(caught.value)] == ["the agent gave up"]
     assert ["CRITICAL"] == [record.levelname for record in caplog.records if record.name == "agentcore.runtime"]
     gc.collect()
 
