@@ -411,7 +411,7 @@ class BaseAgent(abc.ABC):
     def _interrupted(self, interruption: BaseException) -> None:
         """Count a cancellation; anything else that is no Exception breaks the agent."""
         cancelled, rest = split_cancellation(interruption)
-        if cancelled and (rest is None or isinstance(rest, Exception)):
+        if cancelled and isinstance(rest, Exception | None):
             self._cancellations += 1
         else:
             self._life.broken = True
@@ -444,12 +444,11 @@ class BaseAgent(abc.ABC):
         return self._life.terminating or (call is not None and call.interruption is not None)
 
     def _end_from_outside(self, call: Call | None) -> Exception:
-        return call.interruption if call is not None and call.interruption is not None else self._gone()
+        return self._gone() if call is None or call.interruption is None else call.interruption
 
     def _tells_end(self, error: Exception, call: Call | None) -> bool:
-        if call is not None and error is call.interruption:
-            return True
-        return self._life.terminating and isinstance(error, AgentTerminatedError)
+        by_call = call is not None and error is call.interruption
+        return by_call or (self._life.terminating and isinstance(error, AgentTerminatedError))
 
     def _fresh_limit(self, seconds: float | None) -> Limit | None:
         return None if seconds is None else Limit(anyio.current_time() + seconds, "agent", seconds)
@@ -470,8 +469,8 @@ class BaseAgent(abc.ABC):
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
                 await self._bounded(turn.wait(), context._limit, None, context._call)
-            if context._call is not None and context._call.interruption is not None:
-                raise context._call.interruption  # in the very step in which the turn came
+            if (call := context._call) is not None and call.interruption is not None:
+                raise call.interruption  # in the very step in which the turn came
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
                 self._pass_turn_on()

@@ -188,7 +188,7 @@ class Job:
         self.has_slot = turn is None
         self.handle: TaskHandle | None = None
         # Besides the one that AnyIO gives to each task: that cannot be told why.
-        self.scope = anyio.CancelScope()
+        self.scope = anyio.move_on_at(None)  # CancelScope() initialises each scope twice (AnyIO 4.16)
         self.waiting_for = 0
         self.cause: BaseException | None = None
         self.begun = False

@@ -346,7 +346,12 @@ class Scheduler:
             self._settle(job, None, error, cancelled=cancelled)
         except BaseException as error:
             cancelled, rest = split_cancellation(error)
-            if cancelled and not isinstance(error, GeneratorExit) and anyio.current_effective_deadline() > -math.inf:
+            if (
+                cancelled
+                and not job.task.cancel_requested  # `_cancel` has done that
+                and not isinstance(error, GeneratorExit)
+                and anyio.current_effective_deadline() > -math.inf
+            ):
                 # No scope is cancelled: it is a native Task.cancel(), or was raised by the code itself.
                 job.task.request_cancel("its asyncio task was cancelled from outside of the runtime")
             self._settle(job, None, rest, cancelled=cancelled)

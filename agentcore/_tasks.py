@@ -588,12 +588,12 @@ class TaskResult:
         """Take the result of a task, in whatever state it is."""
         with _transition:
             return cls(
-                task_id=task.id,
-                type=task.type,
-                state=task.state,
-                success=task.state is TaskState.COMPLETED,
-                output=task.output,
-                error=task.error,
+                task_id=task._id,
+                type=task._type,
+                state=task._state,
+                success=task._state is TaskState.COMPLETED,
+                output=task._output,
+                error=task._error,
                 duration_ms=task.duration_ms,
-                attempt=task.attempt,
+                attempt=task._attempt,
             )

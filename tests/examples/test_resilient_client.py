@@ -139,7 +139,7 @@ async def scene(circuit: CircuitBreakerConfig, **settings: Any) -> AsyncGenerato
     circuit = attrs.evolve(circuit, failure_if=resilient_client.is_failure)
     with anyio.fail_after(LIMIT):
         async with Service() as service:
-            async with AgentRuntime() as runtime:
+            async with AgentRuntime(hosted=True) as runtime:
                 breaker = runtime.breaker("squares", circuit)
                 inquirer = Inquirer(f"http://127.0.0.1:{service.port}", breaker, **settings)
                 runtime.registry("agents").register("ask_agent", inquirer)

@@ -268,7 +268,9 @@ def test_main_that_forgets_to_leave(kind: str, caplog: pytest.LogCaptureFixture)
     assert (record.levelname, record.name) == ("WARNING", "agentcore.runtime")
     assert "not left before its event loop ended" in record.message
     # asyncio may cancel the tasks itself before the runtime does: then it has cut none short.
-    assert "cut short: hold " in record.message or (kind != "trio" and "what it still did was cancelled" in record.message)
+    assert "cut short: hold " in record.message or (
+        kind != "trio" and "what it still did was cancelled" in record.message
+    )
 
 
 @every_loop

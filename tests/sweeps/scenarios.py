@@ -573,7 +573,9 @@ class Runtime(State):
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """Return the exceptions in a group, or the one that is none."""
+    """Return the exceptions in a group, or the one that is none; what a crash was, where it is told as an error of agentcore."""
+    if type(error) is AgentError and error.__cause__ is not None:
+        return leaves(error.__cause__)
     if isinstance(error, BaseExceptionGroup):
         return [leaf for part in error.exceptions for leaf in leaves(part)]
     return [error]
