@@ -72,8 +72,8 @@ class Asks:
                     await self._tasks.dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
             finally:
                 calls.leave(call)
-            if token is not None:
-                current_runtime.reset(token)
+                if token is not None:
+                    current_runtime.reset(token)
 
 
 def _checked(ref: object) -> str:
