@@ -56,6 +56,8 @@ class TaskGroup:
         self._is_open = False
         self._chain: object = None
         self._parent: Lender | None = None
+        self._inherited: dict[str, Any] = {}
+        self._is_left = False
         self._lending: AbstractContextManager[object] | None = None
         self._handles: list[TaskHandle] = []
         self._running = 0
@@ -106,6 +108,8 @@ class TaskGroup:
             RuntimeClosedError: the block is not entered or has been left, or the runtime takes no tasks.
             ConfigurationError: an argument is not usable.
         """
+        if isinstance(task, str):
+            fields = {**self._inherited, **fields}  # of the task that the block is in, whoever calls this
         made, plan = self._plan(task, input, timeout, deadline, fields)
         if self._group is None or not self._is_open:
             raise RuntimeClosedError(
@@ -114,7 +118,7 @@ class TaskGroup:
                 + " that; write `async with runtime.group() as group:`",
                 {"state": "new" if self._group is None else "closed", "task_id": made.id, "type": made.type},
             )
-        handle = self._scheduler.start(made, plan, self._group, self, self._chain)
+        handle = self._scheduler.start(made, plan, self._group, self, (self._parent, self._chain))
         if self._lending is None and self._parent is not None:
             # From the first child to the end of the block: whatever it waits for in there may need the slot.
             self._lending = self._parent.lending()
@@ -151,6 +155,7 @@ class TaskGroup:
         self._group, self._is_open = group, True
         # Whoever starts the tasks, it is the block that waits for them.
         self._chain, self._parent = current_execution.get(), current_job.get()
+        self._inherited = self._scheduler.inherited()
         return self
 
     async def __aexit__(
@@ -162,15 +167,24 @@ class TaskGroup:
             self._block_failed_first = of_block is not None and not self._failed
             why = "a cancellation" if of_block is None else type(exc).__name__
             self._cancel_tasks(f"the block of the group was left by {why}")
+        # From here on tasks can be started by tasks of the group alone, for the last of them ends it.
+        self._is_left = True
+        self._is_open = bool(self._running)
         # Not told of an exception of the block, which would come back wrapped in a group.
         told = (None, None, None) if of_block is not None else (exc_type, exc, traceback)
+        silent = False
         try:
             silent = bool(await self._group.__aexit__(*told))  # noqa: ASYNC102 - as at the end of every task group
             if exc is None or silent:
                 # The tasks end without an exception. On trio, that they were cancelled from outside is not told by then.
                 await anyio.lowlevel.checkpoint_if_cancelled()
+        except BaseException as late:  # noqa: ASYNC103 - a cancellation must not hide what the block raised
+            if of_block is None or not _interop.split_cancellation(late)[0]:
+                raise
         finally:
             self._is_open = False
+            # What asyncio has cancelled before its first step knows nothing of its end.
+            self._cancel_tasks("it was cancelled from outside before it began")
             if self._lending is not None:
                 self._lending.__exit__(None, None, None)
             # Before a cancellation too, as a task group does: errors are not lost for it.
@@ -184,6 +198,8 @@ class TaskGroup:
         """Hear that a task has ended."""
         assert job.handle is not None  # `start` has made one  # noqa: S101
         self._running -= 1
+        if self._is_left and not self._running:
+            self._is_open = False
         if job.has_failed or (job.was_cut and job.task.state is TaskState.CANCELED):
             if self._on_error == "collect":
                 self._scheduler.lose(job)
@@ -249,8 +265,7 @@ class TaskGroup:
 
     def _errors(self, of_block: BaseException | None) -> list[CoreError]:
         """Return the errors of the tasks, but for one that the block has raised itself, from the handle."""
-        raised = of_block.details.get("task_id") if isinstance(of_block, CoreError) else None
-        errors = (error_of(job.task, job.cause) for job in self._failed if job.task.id != raised)
+        errors = (error_of(job.task, job.cause) for job in self._failed if not _tells(of_block, job))
         return [error for error in errors if error is not None]
 
     def _raise_first(self, errors: list[CoreError], of_block: Exception | None) -> None:
@@ -261,6 +276,17 @@ class TaskGroup:
         first, *others = errors
         _add_notes(first, [*others, *([of_block] if of_block is not None else [])])
         raise first
+
+
+def _tells(error: BaseException | None, job: Job) -> bool:
+    """Tell whether an error is that of a job, from its handle: a fresh object each time."""
+    own = error_of(job.task, job.cause)
+    return (
+        isinstance(error, CoreError)
+        and isinstance(own, type(error))
+        and error.message == own.message
+        and error.__cause__ is own.__cause__
+    )
 
 
 def _add_notes(error: BaseException, others: Iterable[BaseException]) -> None:
@@ -324,6 +350,7 @@ class Completions:
             if self._news.is_set():  # shared by all who wait
                 self._news = anyio.Event()
             await self._news.wait()
+            self._fill()  # others may have taken some
         self._window -= 1
         return self._ended.popleft()
 

@@ -217,7 +217,15 @@ class Portal:
                     context.run(self._start, self._group, visit)
 
     def _start(self, group: anyio.abc.TaskGroup, visit: _Visit) -> None:
-        group.start_soon(self._perform, visit, name="call from a thread")
+        group.start_soon(self._perform_alone, visit, name="call from a thread")
+
+    async def _perform_alone(self, visit: _Visit) -> None:
+        """Run a call as a task of its own. A cancellation is not passed on, for which AnyIO would cancel the whole group."""
+        try:
+            await self._perform(visit)
+        except BaseException as error:  # noqa: ASYNC103 - told in the thread; see above
+            if not _interop.split_cancellation(error)[0]:
+                raise
 
     async def _perform(self, visit: _Visit) -> None:
         result: object = None

@@ -25,7 +25,7 @@ from agentcore._admission import Admission
 from agentcore._agent_records import AgentContext, AgentResult, Call
 from agentcore._agents import BaseAgent, waits
 from agentcore._calls import Calls
-from agentcore._context import current_execution, current_job, current_runtime, current_terminations
+from agentcore._context import Lender, current_execution, current_job, current_runtime, current_terminations
 from agentcore._events import EventLog
 from agentcore._failures import Failures
 from agentcore._handle import TaskHandle, outcome_of
@@ -176,7 +176,12 @@ class Scheduler:
         return job.handle
 
     def start(
-        self, task: BaseTask, plan: Plan, group: anyio.abc.TaskGroup, watcher: Watcher, chain: object
+        self,
+        task: BaseTask,
+        plan: Plan,
+        group: anyio.abc.TaskGroup,
+        watcher: Watcher,
+        place: tuple[Lender | None, object],
     ) -> TaskHandle:
         """Start a task in somebody's own task group and return a handle to it; see `TaskGroup.start`.
 
@@ -185,12 +190,14 @@ class Scheduler:
             plan: how it is to be executed.
             group: where it lives.
             watcher: what answers for its failure.
-            chain: the executions around the group, which wait for it.
+            place: the job that the group is in, and the executions around it; both wait for it.
         """
-        parent = self._current()
+        enclosing, chain = place
+        parent = self._current(enclosing)
         self._check(task)
         turn = self._admission.line_up(task)
         job = Job(task, plan, parent, turn, self._admission, is_inner=True, chain=chain, watcher=watcher)
+        job.enclosing = enclosing
         handle = self._accept(job).handle = TaskHandle(task, self)
         self._begin(job, group)
         return handle
@@ -295,9 +302,12 @@ class Scheduler:
         self.state = "closed"
         self._admission.wake_submitters()
         own: set[Any] = self._own_chain()
-        for job in list(self._ledger.jobs.values()):
-            if job.task.id not in own and not job.scope.cancel_called:
-                self._ledger.cut(job)
+        left = [job for job in self._ledger.jobs.values() if job.task.id not in own and not job.scope.cancel_called]
+        # All of them first: the end of one may have a group cancel others.
+        for job in left:
+            self._ledger.cut(job)
+        for job in left:
+            if not job.ended:
                 self._cancel(job, reason)
         self.calls.end(lambda: self.refusal("an ask that was under way"), f"the runtime ends: {reason!r}", own)
         await self.wait_idle()
@@ -430,9 +440,9 @@ class Scheduler:
         job = self._current()
         return {} if job is None else {"parent_id": job.task.id, "trace_id": job.task.trace_id}
 
-    def _current(self) -> Job | None:
-        """Return the job of this scheduler that the caller is a part of."""
-        job = current_job.get()
+    def _current(self, job: Lender | None = None) -> Job | None:
+        """Return the job of this scheduler that the caller, or another job, is a part of."""
+        job = current_job.get() if job is None else job
         while isinstance(job, Job):
             # A task that was started in a job may outlive it and still have it in its context.
             if self._ledger.jobs.get(job.task.id) is job:

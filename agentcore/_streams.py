@@ -13,6 +13,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from agentcore import _interop
 from agentcore._agent_records import AgentResult, Emit
+from agentcore._context import current_terminations
 from agentcore._failures import Failures
 from agentcore.errors import AgentCrashedError, AgentError, RuntimeClosedError
 
@@ -53,7 +54,7 @@ class AgentStream:
         self._ended = anyio.Event()
         self._result: AgentResult | None = None
         self._error: BaseException | None = None
-        self._is_left = False
+        self._is_left = self._is_begun = False
         self._is_told = False  # whether the listener has got the error
 
     @property
@@ -84,17 +85,21 @@ class AgentStream:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
         self._scope.cancel("the stream was left")
+        self._is_left = True
+        if self._channel is not None:
+            self._channel[1].close()
+            if not self._is_begun:
+                self._channel[0].close()
+        _, of_block = _interop.split_cancellation(exc) if exc is not None else (False, None)
         try:
             # In a task of its own: a `Task.cancel()` by the host comes through every shield, but ends only this task.
             async with anyio.create_task_group() as group:  # noqa: ASYNC112 - not redundant: see above
                 group.start_soon(self._wait_for_end)
-        finally:
-            self._is_left = True
-            if self._channel is not None:
-                self._channel[1].close()
+        except BaseException as late:  # noqa: ASYNC103 - a cancellation must not hide what the block raised
+            if of_block is None or not _interop.split_cancellation(late)[0]:
+                raise
         error = self._error
         if error is not None and not self._is_told:
-            _, of_block = _interop.split_cancellation(exc) if exc is not None else (False, None)
             if of_block is None or not isinstance(of_block, Exception) or not isinstance(error, Exception):
                 raise error
             raise AgentCrashedError(
@@ -134,6 +139,8 @@ class AgentStream:
         )
 
     async def _wait_for_end(self) -> None:
+        if not self._is_begun:
+            return
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
 
@@ -141,24 +148,31 @@ class AgentStream:
         assert self._channel is not None  # `__aenter__` has made it  # noqa: S101
         try:
             await self._channel[0].send(item)
+        except anyio.BrokenResourceError:
+            return  # the listener has left, and nobody can listen any more
         except anyio.ClosedResourceError:
             raise AgentError(
                 f"an agent emits while it executes: got {item!r} after its end; emit before `process` returns"
             ) from None
 
     async def _perform(self) -> None:
+        if self._is_left:  # before the first step: `__aexit__` has not waited for this
+            return
+        self._is_begun = True
+        # In the listener's chain, whom he waits for; but no part of a clean-up that he does.
+        current_terminations.set(())
         try:
             with self._scope:
                 # If everything was cancelled before this first step, not a line of the agent runs.
                 await anyio.lowlevel.checkpoint_if_cancelled()
                 self._result = await self._execute(self._emit)
-        except BaseException as error:  # noqa: ASYNC103 - cancellations are raised again
-            cancelled, rest = _interop.split_cancellation(error)
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - told to the listener, here and now
+            # A cancellation is not passed on, for which AnyIO would cancel the whole group of the runtime: it may be of the
+            # agent's own making. Whoever cancels the group finds this task at its end anyway.
+            _, rest = _interop.split_cancellation(error)
             if rest is not None and not isinstance(rest, Exception):
                 self._failures.crash(rest)
             self._error = rest
-            if cancelled:
-                raise
         finally:
             if self._channel is not None:
                 self._channel[0].close()

@@ -22,8 +22,8 @@ class _Block(Protocol):
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        """Leave the block."""
+    ) -> bool:
+        """Leave the block; a group that was cancelled is left silently."""
 
 
 class Group(_Block, Protocol):
