@@ -118,7 +118,7 @@ def run(
             f"backend must be 'asyncio' or 'trio': got {backend!r}; {error}", {"name": "backend", "value": backend}
         ) from error
     report = runtime.report
-    if signals and report is not None and (report.cut_short or not (finished or failures)):
+    if signals and report is not None and (not report.drained or not (finished or failures)):
         cut = "" if finished or failures else "; the program itself was cut short"
         raise _interruption(signals[0], report.summary() + cut) from (failures[0] if failures else None)
     if failures:
@@ -159,6 +159,11 @@ def lifespan(
         ConfigurationError: an argument is not usable.
         AgentCrashedError: there were failures in the background; raised when the application ends.
     """
+    if setup is not None and not callable(setup):
+        raise ConfigurationError(
+            f"setup of a lifespan must be a function: got {setup!r}; it is called with the runtime",
+            {"name": "setup", "value": setup},
+        )
     # Made once for its errors: what is wrong is told where it stands, not when the server starts.
     AgentRuntime(config, grace=grace, hosted=True)
 

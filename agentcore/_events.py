@@ -117,7 +117,7 @@ class EventLog(Emitter):
 
     def recent(self) -> tuple[Event, ...]:
         """Return the events that are kept, oldest first."""
-        return tuple(map(_record, self._events))
+        return tuple(map(_record, list(self._events)))  # copied at once: others emit in their threads
 
     def _keep(self, raw: _Raw) -> None:
         self._events.append(raw)

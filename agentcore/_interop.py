@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import Context, ContextVar, copy_context
+from contextvars import Context, ContextVar
 from types import FrameType
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
@@ -244,15 +244,20 @@ def current_owner() -> object:
     return threading.current_thread()
 
 
+def fresh_context() -> Context:
+    """Return a context of which only the clock and the random source are the caller's."""
+    context = Context()
+    context.run(sources.set, sources.get())
+    return context
+
+
 def spawn_host_task(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> object:
     """Start a task that belongs to the event loop and to no task group: trio's system task, a task of asyncio.
 
     The loop cancels it when its main task has ended. It must raise nothing but that cancellation: on trio anything else
     is an internal error. Keep what is returned: asyncio itself does not.
     """
-    # In a context of its own, of which only the clock and the random source are the caller's.
-    context = Context()
-    context.run(sources.set, sources.get())
+    context = fresh_context()
     token = current_token().native_token
     system_task: Callable[..., object] | None = getattr(sys.modules.get("trio.lowlevel"), "spawn_system_task", None)
     if system_task is not None and not hasattr(token, "create_task"):
@@ -280,8 +285,8 @@ def loop_locals() -> dict[str, Any]:
 
 
 def context_with(variables: Context) -> Context:
-    """Return a copy of the current context with the variables of another one, but for those that say which loop runs."""
-    context = copy_context()
+    """Return a context with the variables of another one, but for those that say which loop runs."""
+    context = fresh_context()
     for variable, value in variables.items():
         # Of AnyIO and of sniffio: in a thread that has run another loop they speak of that one.
         if "async_library" not in variable.name:

@@ -104,7 +104,8 @@ class Ledger:
 
     def lost(self) -> list[CoreError]:
         """Return the failures that have reached nobody, as far as they were kept: fresh errors, oldest first."""
-        errors = (error_of(task, cause) for task, cause in self._lost.values())
+        # Copied at once: `health` is asked in other threads too.
+        errors = (error_of(task, cause) for task, cause in list(self._lost.values()))
         return [error for error in errors if error is not None]
 
     def untold(self) -> Iterator[tuple[str, CoreError]]:
@@ -128,10 +129,12 @@ class Ledger:
             self._lost_uncounted += 1
             handle._uncounted = True
         if self.on_abandoned is not None:
-            handle._abandonment = weakref.finalize(handle, self._abandon, handle.task, cause)
+            handle._abandonment = weakref.finalize(handle, self._abandon, handle.task, cause, handle._uncounted)
             handle._abandonment.atexit = False
 
-    def _abandon(self, task: BaseTask, cause: BaseException | None) -> None:
+    def _abandon(self, task: BaseTask, cause: BaseException | None, uncounted: bool) -> None:
+        if not uncounted and task.id not in self._lost:
+            return  # told at the exit
         error = error_of(task, cause)
         if self.on_abandoned is not None and error is not None:
             if task.id in self._lost:

@@ -31,7 +31,7 @@ from agentcore._portal import Portal
 from agentcore._resources import Resources
 from agentcore._runtime_records import ShutdownReport
 from agentcore._scheduler import Scheduler
-from agentcore.errors import ConfigurationError, RuntimeClosedError
+from agentcore.errors import AgentError, ConfigurationError, RuntimeClosedError
 
 _logger: Final = logging.getLogger("agentcore.runtime")
 LAST_MOMENTS: Final = 1.0
@@ -91,6 +91,10 @@ class Lifetime:
         """``new``, ``open``, ``draining``, ``closed`` or ``failed``."""
         return "failed" if self._failures.fatal is not None else self._tasks.state
 
+    def is_current(self) -> bool:
+        """Tell whether the runtime is open here: variables come along into the loops of other threads, where it is not."""
+        return self._tasks.state in ("open", "draining") and (self.now() is not None or not _interop.is_in_loop())
+
     # Entering.
 
     async def enter(self, owner: object) -> None:
@@ -127,8 +131,8 @@ class Lifetime:
         """Have the task group opened in the host of the event loop."""
         self._owner = owner
         self._opened, self._over, self._gone = anyio.Event(), anyio.Event(), anyio.Event()
-        host = self._host = Host.current()
         try:
+            host = self._host = Host.current()
             await host.move_in(self._live, "runtime of agentcore")
         except RuntimeError as error:
             raise RuntimeClosedError(f"a runtime cannot be entered any more: {error}", {"state": "closed"}) from error
@@ -295,6 +299,11 @@ class Lifetime:
                 f"aclose is for a hosted runtime that was entered: got one with hosted={self.hosted!r} in state {self.state!r}; "
                 "a strict one is left by its block",
                 {"name": "hosted", "value": self.hosted},
+            )
+        if self._tasks.is_inside() or self._portal.is_inside():
+            raise AgentError(
+                "aclose of a runtime waits for everything that it runs: got a call from inside of that, which would wait for "
+                "itself; call shutdown() there, and aclose() outside"
             )
         await self.leave(None, None, None)
 

@@ -81,5 +81,10 @@ class OwnedCircuitBreakers(NamedCircuitBreakers):
             self._scopes.add(scope)
             try:
                 await breaker.run_probes()
+            except BaseException as error:  # noqa: ASYNC103 - see below
+                # A cancellation is not passed on, for which AnyIO would cancel the whole group: a probe may have made it
+                # itself. Whoever cancels the group finds this task at its end anyway.
+                if not _interop.split_cancellation(error)[0] or _interop.split_cancellation(error)[1] is not None:
+                    raise
             finally:
                 self._scopes.discard(scope)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future  # noqa: TID251 - no work is handed to a thread: one waits for the loop here
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeVar, final
 
 import anyio
@@ -42,13 +42,18 @@ class _Visit:
         self.variables = copy_context()
         # Made in the loop, when the call is started; looked at there alone.
         self.scope: anyio.CancelScope | None = None
+        self.is_begun = False
 
     def end(self, reason: str, error: Exception | None = None) -> None:
-        """Cancel it; if it has not been started, it has ended by that. In the event loop."""
-        if self.scope is not None:
+        """Cancel it; if it has not begun, it has ended by that. In the event loop."""
+        if self.scope is not None and self.is_begun:
             self.scope.cancel(reason)
         elif not self.future.done():
             self.future.set_exception(error or RuntimeClosedError(reason))
+
+
+_current_visit: Final[ContextVar[_Visit | None]] = ContextVar("agentcore_visit", default=None)
+"""The call from a thread that this is a part of."""
 
 
 @final
@@ -99,7 +104,8 @@ class Portal:
         result: T
         try:
             if self._is_worker():
-                result = anyio.from_thread.run(self._perform_inline, visit)
+                anyio.from_thread.run(self._perform_inline, visit)
+                result = visit.future.result()
             else:
                 self._announce_from_here(post, visit)
                 result = self._wait(post, visit)
@@ -112,12 +118,18 @@ class Portal:
                 self._visits.discard(visit)
         return result
 
+    def is_inside(self) -> bool:
+        """Tell whether this is a part of one of the calls."""
+        return _current_visit.get() in self._visits
+
     def cancel_all(self, reason: str) -> None:
         """Take no further calls, and cancel those there are. In the event loop."""
         with self._lock:
             self._is_closed = True
             visits = list(self._visits)
         for visit in visits:
+            if visit is _current_visit.get():
+                continue  # what is called here ends by itself
             visit.end(f"the runtime ends: {reason!r}", self._refusal("a call from a thread"))
         if self._bell is not None:
             self._bell.set()
@@ -125,7 +137,8 @@ class Portal:
     async def stop(self, reason: str) -> None:
         """Take no further calls, cancel those that run and wait for their end. In the event loop."""
         self.cancel_all(reason)
-        while any(visit.scope is not None and not visit.future.done() for visit in list(self._visits)):
+        own = _current_visit.get()
+        while any(visit.is_begun and visit is not own and not visit.future.done() for visit in list(self._visits)):
             self._deserted = anyio.Event()
             await self._deserted.wait()
 
@@ -178,7 +191,7 @@ class Portal:
 
     # In the event loop.
 
-    async def _perform_inline(self, visit: _Visit) -> Any:
+    async def _perform_inline(self, visit: _Visit) -> None:
         """Run the call of a worker thread, as a part of the task that waits for the thread, and end with it."""
         token = current_runtime.set(self._owner)
         visit.scope = anyio.CancelScope()
@@ -186,7 +199,6 @@ class Portal:
             await self._perform(visit)
         finally:
             current_runtime.reset(token)
-        return visit.future.result()
 
     def _open_door(self) -> None:
         """Begin to take calls. Raises nothing: it may be a callback."""
@@ -230,6 +242,10 @@ class Portal:
     async def _perform(self, visit: _Visit) -> None:
         result: object = None
         scope = visit.scope
+        if visit.future.done():  # ended before this first step
+            return
+        visit.is_begun = True
+        _current_visit.set(visit)
         assert scope is not None  # `_attend` has made it  # noqa: S101
         # What it ends with if nothing else is known: it was cancelled from outside.
         error: BaseException | None = self._refusal("a call from a thread")

@@ -31,6 +31,7 @@ class _Resource:
         value: what entering the context manager gave.
         state: ``opening``, ``open``, ``closing`` or ``closed``.
         error: why it could not be opened or closed.
+        is_begun: whether its task has made its first step; one that asyncio has cancelled before never does.
         is_deserted: whether its task was cancelled by asyncio's own ways, as at the end of the loop.
         is_given_up: whether it was cancelled while it was being opened.
         scope: cancels opening and closing; nothing else does.
@@ -46,6 +47,7 @@ class _Resource:
         self.value: Any = None
         self.state = "opening"
         self.error: BaseException | None = None
+        self.is_begun = False
         self.is_given_up = False
         self.is_deserted = False
         self.scope = anyio.CancelScope(shield=True)
@@ -123,6 +125,9 @@ class Resources:
         self._is_closing = True
         while self._all:
             resource = self._all[-1]
+            if not resource.is_begun:
+                self._forget(resource)
+                continue
             if resource.state == "opening":
                 resource.give_up("the runtime ends")
             resource.told.set()
@@ -145,7 +150,9 @@ class Resources:
         try:
             await resource.opened.wait()
         except BaseException:
-            if resource.state == "opening":
+            if not resource.is_begun:
+                self._forget(resource)
+            elif resource.state == "opening":
                 resource.give_up("whoever opens it was cancelled")
                 with anyio.CancelScope(shield=True):
                     await resource.closed.wait()
@@ -163,6 +170,9 @@ class Resources:
 
     async def _hold(self, resource: _Resource) -> None:
         """Open a resource, keep it until it is told to close, close it: all in this task."""
+        if resource.state == "closed":
+            return
+        resource.is_begun = True
         try:
             with resource.scope:
                 if isinstance(resource.manager, AbstractAsyncContextManager):
@@ -171,18 +181,24 @@ class Resources:
                 else:
                     with resource.manager as resource.value:
                         await self._keep(resource)
-        except BaseException as error:  # noqa: ASYNC103 - cancellations are raised again
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - see below
             cancelled, rest = _interop.split_cancellation(error)
+            if cancelled and rest is None and resource.state == "opening":
+                # Of its own making, for nothing can cancel this task. It is not passed on: AnyIO would cancel the whole group.
+                rest = AgentError(
+                    f"opening resource {resource} was cancelled by its own code: got {error!r}; look there"
+                )
             self._note(resource, rest)
-            if cancelled:
-                raise
         else:
             self._note(resource, None)
         finally:
-            resource.state = "closed"
-            self._all.remove(resource)
-            resource.opened.set()
-            resource.closed.set()
+            self._forget(resource)
+
+    def _forget(self, resource: _Resource) -> None:
+        resource.state = "closed"
+        self._all.remove(resource)
+        resource.opened.set()
+        resource.closed.set()
 
     async def _keep(self, resource: _Resource) -> None:
         resource.state = "open"
@@ -206,6 +222,8 @@ class Resources:
         """Tell of the end of a resource, unless it is what was wanted."""
         if resource.state == "opening":
             resource.error = error  # raised to whoever opens it
+            if resource.is_given_up and isinstance(error, Exception):
+                self._failures.add(error, f"resource {resource} could not be opened, and nobody waits for it any more")
         elif error is not None and not isinstance(error, Exception):
             self._failures.crash(error)
         elif resource.state == "open" and resource.is_deserted and error is None:

@@ -38,7 +38,7 @@ from agentcore._resources import Manager, Resources
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
 from agentcore._scheduler import Scheduler, to_task
-from agentcore._streams import AgentStream
+from agentcore._streams import AgentStream, check_buffer
 from agentcore._tasks import BaseTask, TaskFactory
 from agentcore.errors import AgentError, ConfigurationError, RuntimeClosedError
 from agentcore.observe import _metrics
@@ -84,7 +84,7 @@ class AgentRuntime:
                 f"config of a runtime must be a RuntimeConfig: got {config!r}; write RuntimeConfig(in_flight=...)",
                 {"name": "config", "value": config},
             )
-        if hosted not in (None, True, False):
+        if not isinstance(hosted, bool | None):
             raise ConfigurationError(
                 f"hosted of a runtime must be True, False or None: got {hosted!r}; use True across a `yield`",
                 {"name": "hosted", "value": hosted},
@@ -126,14 +126,14 @@ class AgentRuntime:
             RuntimeClosedError: there is none that is open, or the event loop hosts several.
         """
         runtime = current_runtime.get()
-        if isinstance(runtime, AgentRuntime) and runtime.tasks.state in ("open", "draining"):
+        if isinstance(runtime, AgentRuntime) and runtime._lifetime.is_current():
             return runtime
         try:
             host = Host.find()
         except anyio.NoEventLoopError:
             host = None
         residents = [one for one in host.residents if isinstance(one, AgentRuntime)] if host is not None else []
-        hosted = [one for one in residents if one.tasks.state in ("open", "draining")]
+        hosted = [one for one in residents if one._lifetime.is_current()]
         if len(hosted) == 1:
             return hosted[0]
         if hosted:
@@ -287,11 +287,7 @@ class AgentRuntime:
         group = self._lifetime.group
         if group is None or self._lifetime.now() is None:
             raise self._elsewhere("stream")
-        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
-            raise ConfigurationError(
-                f"buffer of a stream must be a whole number, 0 or more: got {buffer!r}; use 0 to have the agent wait",
-                {"name": "buffer", "value": buffer},
-            )
+        check_buffer(buffer)
         check_seconds("timeout", timeout)
         own = own_context(context)
 
@@ -400,8 +396,7 @@ class AgentRuntime:
             )
         check_seconds("close_timeout", close_timeout)
         self.tasks.check_open("a resource", name=name)
-        if self._lifetime.now() is None:
-            raise self._elsewhere("resource")
+        self._check_place("resource")
         return await self.resources.enter(manager, name, close_timeout)
 
     def from_thread(self, function: Callable[[*Args], Awaitable[T]], *args: *Args, timeout: float | None = None) -> T:
@@ -520,6 +515,7 @@ class AgentRuntime:
             ConfigurationError: the timeout is not usable.
         """
         check_seconds("timeout", timeout)
+        self._check_place("drain")
         return await self._lifetime.drain(timeout)
 
     async def shutdown(
@@ -539,6 +535,7 @@ class AgentRuntime:
             ConfigurationError: the grace is not usable.
         """
         check_seconds("grace", grace)
+        self._check_place("shutdown")
         return await self._lifetime.shutdown(grace, reason)
 
     @classmethod
@@ -582,8 +579,7 @@ class AgentRuntime:
         deadline: float | None,
         fields: Mapping[str, Any],
     ) -> tuple[BaseTask, Plan]:
-        if self._lifetime.now() is None and self.tasks.state != "new":
-            raise self._elsewhere("run and submit")
+        self._check_place("run and submit")
         made = to_task(task, input, fields, self.factory, self.tasks)
         return made, Plan.make(made, self.agents.route(made.type), timeout, deadline)
 
@@ -591,6 +587,10 @@ class AgentRuntime:
         self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]
     ) -> TaskHandle:
         return group.start(task_type, input, timeout=timeout, **fields)
+
+    def _check_place(self, method: str) -> None:
+        if self._lifetime.now() is None and self.tasks.state != "new":
+            raise self._elsewhere(method)
 
     def _elsewhere(self, method: str) -> AgentError:
         return AgentError(

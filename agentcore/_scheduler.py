@@ -475,11 +475,13 @@ class Scheduler:
         """
         if self.state == "open":
             return
-        if self.state == "draining" and (
-            self._current() is not None or any(self.calls.around(current_execution.get()))
-        ):
+        if self.state == "draining" and self.is_inside():
             return
         raise self.refusal(subject, **details)
+
+    def is_inside(self) -> bool:
+        """Tell whether this is a part of a task or an ask that is under way."""
+        return self._current() is not None or any(self.calls.around(current_execution.get()))
 
     def refusal(self, subject: str, **details: Any) -> RuntimeClosedError:
         """Return the error for who comes when the runtime takes nothing."""

@@ -15,7 +15,20 @@ from agentcore import _interop
 from agentcore._agent_records import AgentResult, Emit
 from agentcore._context import current_terminations
 from agentcore._failures import Failures
-from agentcore.errors import AgentCrashedError, AgentError, RuntimeClosedError
+from agentcore.errors import AgentCrashedError, AgentError, ConfigurationError, RuntimeClosedError
+
+
+def check_buffer(buffer: object) -> None:
+    """Accept whole numbers, 0 or more.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
+        raise ConfigurationError(
+            f"buffer of a stream must be a whole number, 0 or more: got {buffer!r}; use 0 to have the agent wait",
+            {"name": "buffer", "value": buffer},
+        )
 
 
 @final

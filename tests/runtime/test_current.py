@@ -233,11 +233,12 @@ async def test_in_another_loop(other: str) -> None:
 
 @pytest.mark.parametrize("other", ["asyncio", "trio"])
 async def test_calls_from_another_loop_are_refused(other: str) -> None:
-    """A block's variable travels into a thread and from there into another loop: calls say what to use."""
+    """A block's variable travels into a thread and from there into another loop, where it is not the current one."""
     told: list[str] = []
 
     async def main() -> None:
-        runtime = AgentRuntime.current()
+        with pytest.raises(RuntimeClosedError, match="no open runtime here"):
+            AgentRuntime.current()
         for call in (runtime.run, runtime.submit, runtime.ask):
             with pytest.raises(Exception, match=r"use runtime\.from_thread") as caught:
                 await call("echo")
