@@ -26,7 +26,7 @@ class Calls:
 
     def __init__(self, on_end: Callable[[], object]) -> None:
         self.under_way: set[Call] = set()
-        self.cut_short = 0
+        self.cut_short: int = 0
         self._on_end = on_end
 
     def __len__(self) -> int:

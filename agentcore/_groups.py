@@ -177,7 +177,7 @@ class TaskGroup:
             silent = bool(await self._group.__aexit__(*told))  # noqa: ASYNC102 - as at the end of every task group
             if exc is None or silent:
                 # The tasks end without an exception. On trio, that they were cancelled from outside is not told by then.
-                await anyio.lowlevel.checkpoint_if_cancelled()
+                await anyio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC102 - nothing is to be done after it
         except BaseException as late:  # noqa: ASYNC103 - a cancellation must not hide what the block raised
             if of_block is None or not _interop.split_cancellation(late)[0]:
                 raise
@@ -330,7 +330,7 @@ class Completions:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         self._group._cancel_tasks("what is left of the iteration is not wanted any more")
-        return await self._group.__aexit__(exc_type, exc, traceback)
+        return await self._group.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102 - as at the end of every group
 
     def __aiter__(self) -> Self:
         return self

@@ -97,9 +97,9 @@ class Host:
     async def _lodge(self, resident: Callable[[], Awaitable[None]]) -> None:
         try:
             await resident()
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - a cancellation is raised again
             if not _interop.is_in_loop():  # closed under it: the collector of garbage closes this coroutine
-                return
+                return  # noqa: ASYNC104
             cancelled, rest = _interop.split_cancellation(error)
             if rest is not None:
                 _logger.critical("what lived in the host of the event loop raised, with nobody to tell", exc_info=rest)
@@ -125,9 +125,9 @@ class Host:
                 self._group = group
                 self._opened.set()
                 await self._deserted.wait()
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - a cancellation is raised again
             if not _interop.is_in_loop():  # as above
-                return
+                return  # noqa: ASYNC104
             # Of the residents nothing comes here; so this is the end of the loop, or a defect.
             cancelled, rest = _interop.split_cancellation(error)
             if rest is not None:

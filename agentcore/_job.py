@@ -12,7 +12,7 @@ import attrs
 
 from agentcore._agent_records import AgentResult, Call, Limit, check_seconds
 from agentcore._agents import BaseAgent
-from agentcore._context import current_job
+from agentcore._context import Lender, current_job
 from agentcore._directory import Route, describe
 from agentcore._handle import TaskHandle
 from agentcore._rules.task_states import TaskPriority, TaskState
@@ -30,9 +30,9 @@ class Turn:
     __slots__ = ("event", "granted", "priority")
 
     def __init__(self, priority: TaskPriority) -> None:
-        self.priority = priority
-        self.event = anyio.Event()
-        self.granted = False
+        self.priority: TaskPriority = priority
+        self.event: anyio.Event = anyio.Event()
+        self.granted: bool = False
 
     def grant(self) -> None:
         """Let whoever waits here go on with a slot."""
@@ -171,28 +171,29 @@ class Job:
         chain: object = None,
         watcher: Watcher | None = None,
     ) -> None:
-        self.task = task
-        self.slots = slots
+        self.task: BaseTask = task
+        self.slots: SlotKeeper = slots
         # Of whatever runtime; what is run waits in it, so that its runtime finds its own job behind those of others.
-        self.enclosing = current_job.get()
+        self.enclosing: Lender | None = current_job.get()
         self.waiters: list[Job | Call] = []
         self.agent: BaseAgent | None = None
-        self.plan = plan
-        self.parent = parent
-        self.is_inner = is_inner
-        self.chain = chain
-        self.watcher = watcher
-        self.was_cut = False
-        self.turn = turn
-        self.number = 0
-        self.has_slot = turn is None
+        self.plan: Plan = plan
+        self.parent: Job | None = parent
+        self.is_inner: bool = is_inner
+        self.chain: object = chain
+        self.watcher: Watcher | None = watcher
+        self.was_cut: bool = False
+        self.turn: Turn | None = turn
+        self.number: int = 0
+        self.has_slot: bool = turn is None
         self.handle: TaskHandle | None = None
         # Besides the one that AnyIO gives to each task: that cannot be told why.
-        self.scope = anyio.move_on_at(None)  # CancelScope() initialises each scope twice (AnyIO 4.16)
-        self.waiting_for = 0
+        # CancelScope() initialises each scope twice (AnyIO 4.16).
+        self.scope: anyio.CancelScope = anyio.move_on_after(None)  # noqa: ASYNC122 - has no deadline
+        self.waiting_for: int = 0
         self.cause: BaseException | None = None
-        self.begun = False
-        self.ended = False
+        self.begun: bool = False
+        self.ended: bool = False
 
     def lending(self) -> AbstractContextManager[object]:
         """Return a context manager for the time that the job waits: its slot is free for others."""

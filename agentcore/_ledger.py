@@ -33,8 +33,8 @@ class Ledger:
 
     def __init__(self, retention: int) -> None:
         self.jobs: dict[str, Job] = {}
-        self.accepted = 0
-        self.ended = dict.fromkeys(TaskState, 0)
+        self.accepted: int = 0
+        self.ended: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
         self._retention = retention
         self._recent: OrderedDict[str, BaseTask] = OrderedDict()
         self.on_abandoned: Callable[[str, CoreError], object] | None = None

@@ -209,7 +209,7 @@ class Resources:
         while not resource.told.is_set():
             try:
                 await resource.told.wait()
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103 - see below
                 # When an asyncio loop ends, it cancels all its tasks at once. Others may still need this one; the end of
                 # the runtime closes it in its turn.
                 if not _interop.is_native_cancellation(error):

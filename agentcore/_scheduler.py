@@ -92,8 +92,8 @@ class Scheduler:
         self._failures = failures
         self._group: anyio.abc.TaskGroup | None = None
         # ``new``, ``open``, ``draining`` or ``closed``; others only look at it.
-        self.state = "new"
-        self.calls: Final = Calls(self._note_end)
+        self.state: str = "new"
+        self.calls: Final[Calls] = Calls(self._note_end)
         # The tasks and calls from which somebody waits for all others to end, each as often as it does.
         self._idlers: Counter[str | Call] = Counter()
         # While somebody waits for jobs to end; set by every one that does.
@@ -337,7 +337,7 @@ class Scheduler:
             # for which AnyIO would cancel the whole group; whoever cancels the group finds this task at its end anyway.
             _, rest = split_cancellation(error)
             if rest is None or isinstance(rest, Exception):
-                return
+                return  # noqa: ASYNC104
             # By hand: SystemExit and KeyboardInterrupt that leave a task would stop an asyncio loop dead.
             if job.watcher is not None:
                 job.watcher.child_crashed(job, rest)

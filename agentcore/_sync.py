@@ -96,7 +96,7 @@ class SyncTaskHandle:
             RuntimeClosedError: the runtime has been left.
         """
 
-        async def cancel() -> bool:
+        async def cancel() -> bool:  # noqa: ASYNC124 - to be called in the loop
             return self._handle.cancel(reason)
 
         return self._runtime.from_thread(cancel)

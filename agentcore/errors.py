@@ -300,7 +300,7 @@ class TaskGroupError(TaskError, ExceptionGroup[Exception]):
         del exceptions  # `__new__` has taken them
         super().__init__(message, details)
         # Plain objects here: they are `TaskResult`s, which stand above this file.
-        self.results = tuple(results)
+        self.results: tuple[Any, ...] = tuple(results)
 
     def derive(self, excs: Sequence[Exception], /) -> "TaskGroupError":  # type: ignore[override]
         """Return a group of the same kind around some of the leaves (for ``split`` and ``except*``)."""

@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 @pytest_trio.trio_fixture  # type: ignore[untyped-decorator]
 async def _agent_runtime_of_trio(request: pytest.FixtureRequest) -> "AsyncIterator[AgentRuntime]":
     async with runtime_of_test(request) as runtime:
-        yield runtime
+        yield runtime  # noqa: ASYNC119 - pytest-trio closes it
