@@ -47,6 +47,8 @@ nox.options.sessions = [
 # Without the searches whose verdict does not depend on the version, the real hosts, and the pages, which have a session of
 # their own.
 QUICK = ["-m", "not thorough", "--ignore=tests/test_docs.py", "--ignore=tests/embedding"]
+# Besides, without what hardly depends on a version or on another library: for the versions in between, and the lowest ones.
+NARROW = [*QUICK, *(f"--ignore=tests/{name}" for name in ("cli", "config", "examples", "planted", "rules", "sweeps"))]
 EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
@@ -131,9 +133,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, two at a time: on the oldest version all of them, elsewhere without long searches and real hosts."""
+    """Run the tests, two at a time: on the oldest version all of them, less on the newest, least on those in between."""
     install(session, "test", *(["hosts"] if session.python == OLDEST else []))
-    session.run("python", "-m", "pytest", "-n", "2", *([] if session.python == OLDEST else QUICK), *session.posargs)
+    chosen = {OLDEST: [], PYTHONS[-1]: QUICK}.get(str(session.python), NARROW)
+    session.run("python", "-m", "pytest", "-n", "2", *chosen, *session.posargs)
 
 
 @nox.session(python=BASE, reuse_venv=False)
@@ -143,7 +146,7 @@ def lowest(session: nox.Session) -> None:
     session.run("uv", "pip", "install", "--quiet", "--resolution=lowest-direct", "-e", EXTRAS)
     session.run("uv", "pip", "install", "--quiet", *group("test"))
     session.run("uv", "pip", "list", "--quiet")
-    session.run("python", "-m", "pytest", "-n", "2", *QUICK, *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *NARROW, *session.posargs)
 
 
 @nox.session(python=BASE)

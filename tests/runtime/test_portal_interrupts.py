@@ -131,6 +131,8 @@ async def test_ctrl_c_before_the_call_has_come_to_the_loop(monkeypatch: pytest.M
         ran.append(True)
 
     async with opened() as runtime:
+        # The first call of all waits for the loop by itself.
+        await Caller(lambda: runtime.from_thread(anyio.lowlevel.checkpoint)).end()
         with interrupting(monkeypatch, error, now):
             caller = Caller(lambda: runtime.from_thread(note))
             threading.Event().wait(SOON)  # in the loop: so nothing of the call can have begun
