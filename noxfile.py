@@ -255,6 +255,13 @@ def planted(session: nox.Session) -> None:
 
 
 @nox.session(python=BASE, default=False)
+def campaign(session: nox.Session) -> None:
+    """Run the sweeps that are left out by default: deadlines and orders once more, in hosted runtimes."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "-n", "2", "-m", "campaign", "tests", *session.posargs)
+
+
+@nox.session(python=BASE, default=False)
 def bench(session: nox.Session) -> None:
     """Measure against what the project promises; not in the default run, for it takes its time."""
     install(session, "test", "bench", "peers")

@@ -66,6 +66,14 @@ QUICK = (
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 kinds = pytest.mark.parametrize("build", [of_life_faults.make, hosted(of_life_faults.make)], ids=["strict", "hosted"])
 scenarios = pytest.mark.parametrize("scenario", TABLE.values(), ids=list(TABLE))
+# Those that repeat a scenario in a hosted runtime are for the campaign, except where they are cancelled.
+fewer = pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(scenario, id=name, marks=[pytest.mark.campaign] if name.endswith("_hosted") else [])
+        for name, scenario in TABLE.items()
+    ],
+)
 
 
 @pytest.mark.thorough
@@ -86,7 +94,7 @@ def test_cancelled_everywhere(scenario: Scenario, backend: Backend) -> None:
 
 
 @pytest.mark.thorough
-@scenarios
+@fewer
 def test_deadlines_pass_everywhere(scenario: Scenario, backend: Backend) -> None:
     """The same holds if a deadline passes at any moment; it may be told by an error of this library."""
     cancel_everywhere(
@@ -100,7 +108,7 @@ def test_deadlines_pass_everywhere(scenario: Scenario, backend: Backend) -> None
 
 
 @pytest.mark.thorough
-@scenarios
+@fewer
 def test_in_any_order(scenario: Scenario, backend: Backend) -> None:
     """The same holds without a cancellation, whoever goes next."""
     explore(scenario.run, backend=backend, runs=RUNS).unwrap()
