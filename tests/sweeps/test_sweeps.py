@@ -65,19 +65,26 @@ QUICK = (
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 kinds = pytest.mark.parametrize("build", [of_life_faults.make, hosted(of_life_faults.make)], ids=["strict", "hosted"])
-scenarios = pytest.mark.parametrize("scenario", TABLE.values(), ids=list(TABLE))
-# Those that repeat a scenario in a hosted runtime are for the campaign, except where they are cancelled.
-fewer = pytest.mark.parametrize(
-    "scenario",
-    [
-        pytest.param(scenario, id=name, marks=[pytest.mark.campaign] if name.endswith("_hosted") else [])
-        for name, scenario in TABLE.items()
-    ],
-)
+
+
+def _fewer(for_campaign: Callable[[str, Scenario], bool]) -> pytest.MarkDecorator:
+    """Leave some to the campaign."""
+    return pytest.mark.parametrize(
+        "scenario",
+        [
+            pytest.param(scenario, id=name, marks=[pytest.mark.campaign] if for_campaign(name, scenario) else [])
+            for name, scenario in TABLE.items()
+        ],
+    )
+
+
+# What repeats a scenario in a hosted runtime; what asks of the life of a runtime something else than to be cancelled.
+without_hosted = _fewer(lambda name, scenario: name.endswith("_hosted"))
+without_life = _fewer(lambda name, scenario: name.endswith("_hosted") or "of_life" in scenario.act.__module__)
 
 
 @pytest.mark.thorough
-@scenarios
+@without_hosted
 def test_cancelled_everywhere(scenario: Scenario, backend: Backend) -> None:
     """However it is cut short, nothing is held, nothing runs, everything has ended once, and the next call works."""
     cancel_everywhere(
@@ -94,7 +101,7 @@ def test_cancelled_everywhere(scenario: Scenario, backend: Backend) -> None:
 
 
 @pytest.mark.thorough
-@fewer
+@without_life
 def test_deadlines_pass_everywhere(scenario: Scenario, backend: Backend) -> None:
     """The same holds if a deadline passes at any moment; it may be told by an error of this library."""
     cancel_everywhere(
@@ -108,7 +115,7 @@ def test_deadlines_pass_everywhere(scenario: Scenario, backend: Backend) -> None
 
 
 @pytest.mark.thorough
-@fewer
+@without_life
 def test_in_any_order(scenario: Scenario, backend: Backend) -> None:
     """The same holds without a cancellation, whoever goes next."""
     explore(scenario.run, backend=backend, runs=RUNS).unwrap()
