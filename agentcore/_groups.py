@@ -179,7 +179,9 @@ class TaskGroup:
                 # The tasks end without an exception. On trio, that they were cancelled from outside is not told by then.
                 await anyio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC102 - nothing is to be done after it
         except BaseException as late:  # noqa: ASYNC103 - a cancellation must not hide what the block raised
-            if of_block is None or not _interop.split_cancellation(late)[0]:
+            # One of a scope comes again at the next checkpoint; one of asyncio's own would be lost.
+            cancelled = _interop.split_cancellation(late)[0] and not _interop.is_native_cancellation(late)
+            if of_block is None or not cancelled:
                 raise
         finally:
             self._is_open = False

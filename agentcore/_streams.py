@@ -109,7 +109,9 @@ class AgentStream:
             async with anyio.create_task_group() as group:  # noqa: ASYNC112 - not redundant: see above
                 group.start_soon(self._wait_for_end)
         except BaseException as late:  # noqa: ASYNC103 - a cancellation must not hide what the block raised
-            if of_block is None or not _interop.split_cancellation(late)[0]:
+            # One of a scope comes again at the next checkpoint; one of asyncio's own would be lost.
+            cancelled = _interop.split_cancellation(late)[0] and not _interop.is_native_cancellation(late)
+            if of_block is None or not cancelled:
                 raise
         error = self._error
         if error is not None and not self._is_told:
