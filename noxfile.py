@@ -46,9 +46,9 @@ nox.options.sessions = [
 ]
 # Without the searches whose verdict does not depend on the version, the real hosts, and the pages, which have a session of
 # their own.
-QUICK = ["-m", "not thorough", "--ignore=tests/test_docs.py", "--ignore=tests/embedding"]
+QUICK = ["-m", "not thorough", *(f"--ignore=tests/{name}" for name in ("test_docs.py", "embedding", "planted"))]
 # Besides, without what hardly depends on a version or on another library: for the versions in between, and the lowest ones.
-NARROW = [*QUICK, *(f"--ignore=tests/{name}" for name in ("cli", "config", "examples", "planted", "rules", "sweeps"))]
+NARROW = [*QUICK, *(f"--ignore=tests/{name}" for name in ("cli", "config", "examples", "rules", "sweeps"))]
 EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
