@@ -12,11 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from agentcore._ledger import Ledger
-from agentcore.errors import AgentCrashedError, AgentError, CoreError, text_of
+from agentcore.errors import AgentCrashedError, AgentError, CoreError, text_of, texts_of
 
 _logger: Final = logging.getLogger("agentcore.runtime")
-MAX_TOLD: Final = 5
-"""How many failures a message tells of by their text; further ones are counted."""
 
 
 class Failures:
@@ -121,10 +119,7 @@ def _group(
     background: list[BaseException], uncounted: int, of_block: BaseException | None
 ) -> BaseExceptionGroup[BaseException]:
     count = len(background) + uncounted
-    told = [text_of(failure) or type(failure).__name__ for failure in background[:MAX_TOLD]]
-    if count > len(told):
-        told.append(f"and {count - len(told)} more")
-    message = f"{count} failures in the background of the runtime: {'; '.join(told)}"
+    message = f"{count} failures in the background of the runtime: {texts_of(background, count)}"
     failures = [of_block, *background] if of_block is not None else background
     ordinary = [failure for failure in failures if isinstance(failure, Exception)]
     if len(ordinary) == len(failures):

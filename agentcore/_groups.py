@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias, final, get_args
+from typing import Any, Literal, Self, TypeAlias, final, get_args
 
 import anyio
 import anyio.abc
@@ -23,12 +23,10 @@ from agentcore._job import Job, Plan
 from agentcore._rules.task_states import TaskState
 from agentcore._scheduler import Scheduler
 from agentcore._tasks import BaseTask, TaskResult
-from agentcore.errors import ConfigurationError, CoreError, RuntimeClosedError, TaskGroupError, text_of
+from agentcore.errors import ConfigurationError, CoreError, RuntimeClosedError, TaskGroupError, text_of, texts_of
 
 OnError: TypeAlias = Literal["cancel", "collect", "first"]
 Planner: TypeAlias = "Callable[..., tuple[BaseTask, Plan]]"
-MAX_TOLD: Final = 5
-"""How many failures a message tells of by their text; further ones are counted."""
 
 
 @final
@@ -256,10 +254,8 @@ class TaskGroup:
             self._raise_first(errors, of_block)
             return
         leaves: list[Exception] = [of_block, *errors] if of_block is not None else [*errors]
-        told = "; ".join(text_of(leaf) for leaf in leaves[:MAX_TOLD])
-        more = f"; and {len(leaves) - MAX_TOLD} more" if len(leaves) > MAX_TOLD else ""
         raise TaskGroupError(
-            f"{len(self._failed)} of {len(self._handles)} tasks of a group failed: {told}{more}",
+            f"{len(self._failed)} of {len(self._handles)} tasks of a group failed: {texts_of(leaves)}",
             leaves,
             {"failures": len(self._failed), "task_ids": [job.task.id for job in self._failed]},
             self.results,

@@ -98,12 +98,7 @@ class Host:
         try:
             await resident()
         except BaseException as error:  # noqa: ASYNC103 - a cancellation is raised again
-            if not _interop.is_in_loop():  # closed under it: the collector of garbage closes this coroutine
-                return  # noqa: ASYNC104
-            cancelled, rest = _interop.split_cancellation(error)
-            if rest is not None:
-                _logger.critical("what lived in the host of the event loop raised, with nobody to tell", exc_info=rest)
-            if cancelled:
+            if _log_unless_cancelled(error, "what lived in the host of the event loop raised, with nobody to tell"):
                 raise
         finally:
             self._move_out()
@@ -126,19 +121,24 @@ class Host:
                 self._opened.set()
                 await self._deserted.wait()
         except BaseException as error:  # noqa: ASYNC103 - a cancellation is raised again
-            if not _interop.is_in_loop():  # as above
-                return  # noqa: ASYNC104
             # Of the residents nothing comes here; so this is the end of the loop, or a defect.
-            cancelled, rest = _interop.split_cancellation(error)
-            if rest is not None:
-                _logger.critical("the host of the event loop failed", exc_info=rest)
-            if cancelled:
+            if _log_unless_cancelled(error, "the host of the event loop failed"):
                 raise
         finally:
             self._group = None
             self._forget()
             self._opened.set()
             self._ended.set()
+
+
+def _log_unless_cancelled(error: BaseException, what: str) -> bool:
+    """Log what nobody can be told; return whether there is a cancellation in it, to be raised again."""
+    if not _interop.is_in_loop():  # closed under its tasks: the collector of garbage closes their coroutines
+        return False
+    cancelled, rest = _interop.split_cancellation(error)
+    if rest is not None:
+        _logger.critical("%s", what, exc_info=rest)
+    return cancelled
 
 
 def generator_on_stack() -> str | None:

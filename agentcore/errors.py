@@ -162,6 +162,22 @@ def text_of(value: object) -> str:
         return f"<{type(value).__qualname__} whose str() raised {type(error).__name__}>"
 
 
+MAX_TOLD = 5
+"""How many failures a message tells of by their text; further ones are counted."""
+
+
+def texts_of(failures: Sequence[BaseException], count: int | None = None) -> str:
+    """Return what several failures say, for one message: the first ones by their text, the rest by their number.
+
+    Args:
+        failures: the failures.
+        count: how many there are in all; None for as many as are given.
+    """
+    told = [text_of(failure) or type(failure).__name__ for failure in failures[:MAX_TOLD]]
+    left = (len(failures) if count is None else count) - len(told)
+    return "; ".join([*told, f"and {left} more"] if left > 0 else told)
+
+
 def _rebuild(cls: type[E], arguments: tuple[Any, ...], state: dict[str, Any]) -> E:
     # A subclass of a user may have a constructor of its own; the state is restored without calling it.
     new = BaseExceptionGroup.__new__ if issubclass(cls, BaseExceptionGroup) else _builtin_base(cls).__new__

@@ -10,30 +10,7 @@ import pytest
 
 import agentcore
 from agentcore import AgentRuntime
-from tests.sweeps import (
-    of_agents,
-    of_breakers,
-    of_life,
-    of_life_ends,
-    of_life_groups,
-    of_life_hosted,
-    of_pipeline,
-    of_runtime,
-    of_tasks,
-)
-from tests.sweeps.scenarios import TABLE
-
-FILLED_BY = (
-    of_agents,
-    of_breakers,
-    of_life,
-    of_life_groups,
-    of_life_ends,
-    of_life_hosted,
-    of_pipeline,
-    of_runtime,
-    of_tasks,
-)
+from tests.sweeps.everything import TABLE
 
 
 def public_classes() -> set[type]:

@@ -20,31 +20,10 @@ from agentcore.testing import (
     schedules,
 )
 from agentcore.testing._simulation import Backend
-from tests.sweeps import (
-    of_agents,
-    of_breakers,
-    of_life,
-    of_life_ends,
-    of_life_faults,
-    of_life_groups,
-    of_life_hosted,
-    of_pipeline,
-    of_runtime,
-    of_tasks,
-)
-from tests.sweeps.scenarios import TABLE, Boom, Runtime, Scenario, State, hosted
+from tests.sweeps import of_life_faults
+from tests.sweeps.everything import TABLE
+from tests.sweeps.scenarios import Boom, Runtime, Scenario, State, hosted
 
-FILLED_BY = (
-    of_agents,
-    of_breakers,
-    of_life,
-    of_life_groups,
-    of_life_ends,
-    of_life_hosted,
-    of_pipeline,
-    of_runtime,
-    of_tasks,
-)
 RUNS = 20
 MINUTE = 60.0
 SCHEDULES = (FIFO, "walk/1", "rare/2")

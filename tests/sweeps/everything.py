@@ -1,0 +1,30 @@
+"""The table of scenarios together with all that fill it."""
+
+from __future__ import annotations
+
+from tests.sweeps import (
+    of_agents,
+    of_breakers,
+    of_life,
+    of_life_ends,
+    of_life_groups,
+    of_life_hosted,
+    of_pipeline,
+    of_runtime,
+    of_tasks,
+)
+from tests.sweeps.scenarios import TABLE
+
+__all__ = ["FILLED_BY", "TABLE"]
+
+FILLED_BY = (
+    of_agents,
+    of_breakers,
+    of_life,
+    of_life_groups,
+    of_life_ends,
+    of_life_hosted,
+    of_pipeline,
+    of_runtime,
+    of_tasks,
+)
