@@ -10,6 +10,7 @@ from agentcore._breakers import (
     get_circuit_breaker,
     with_circuit_breaker,
 )
+from agentcore._current_pools import get_worker_pool, shutdown_all_worker_pools
 from agentcore._entry import execute_task, lifespan, run
 from agentcore._events import Event
 from agentcore._groups import Completions, TaskGroup
@@ -41,6 +42,7 @@ from agentcore._streams import AgentStream
 from agentcore._sync import SyncRuntime, SyncTaskHandle, sync_runtime
 from agentcore._task_records import Checkpoint
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
+from agentcore.abc import WorkerPool
 from agentcore.config import (
     LoggingConfiguration,
     MetricsConfiguration,
@@ -64,6 +66,7 @@ from agentcore.errors import (
     CircuitTimeoutError,
     ConfigurationError,
     CoreError,
+    JobCancelledError,
     PipelineError,
     RateLimitError,
     RegistryError,
@@ -78,9 +81,37 @@ from agentcore.errors import (
     TaskRoutingError,
     TaskStateError,
     TaskTimeoutError,
+    WorkerCrashedError,
+    WorkerPoolBrokenError,
+    WorkerPoolClosedError,
+    WorkerPoolDeadlockError,
     WorkerPoolError,
+    WorkerPoolFullError,
+    WorkerTimeoutError,
 )
 from agentcore.observe import Metrics, init_logging, init_metrics
+from agentcore.pools._asyncio import AsyncioWorkerPool
+from agentcore.pools._base import BaseWorkerPool, JobResult, JobResults
+from agentcore.pools._calls import WorkerPoolView
+from agentcore.pools._future import PoolFuture
+from agentcore.pools._jobs import propagated
+from agentcore.pools._loop_calls import LoopPoolView
+from agentcore.pools._named import AnyWorkerPool, WorkerPools
+from agentcore.pools._process import ProcessWorkerPool, RemoteTraceback
+from agentcore.pools._queue import QueueWorkerPool
+from agentcore.pools._records import (
+    AnyWorkerPoolConfig,
+    JobInfo,
+    ProcessWorkerPoolConfig,
+    QueueWorkerPoolConfig,
+    ThreadWorkerPoolConfig,
+    WorkerPoolConfig,
+    WorkerPoolMetrics,
+    WorkerPoolReport,
+    WorkerPoolsStatistics,
+    WorkerPoolType,
+)
+from agentcore.pools._thread import ThreadWorkerPool, check_cancelled
 
 __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     # runtime
@@ -160,6 +191,35 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "register_agents",
     "register_task_handlers",
     "register_tools",
+    # worker pools
+    "AnyWorkerPool",
+    "AnyWorkerPoolConfig",
+    "AsyncioWorkerPool",
+    "BaseWorkerPool",
+    "JobInfo",
+    "JobResult",
+    "JobResults",
+    "LoopPoolView",
+    "PoolFuture",
+    "ProcessWorkerPool",
+    "ProcessWorkerPoolConfig",
+    "QueueWorkerPool",
+    "QueueWorkerPoolConfig",
+    "RemoteTraceback",
+    "ThreadWorkerPool",
+    "ThreadWorkerPoolConfig",
+    "WorkerPool",
+    "WorkerPoolConfig",
+    "WorkerPoolMetrics",
+    "WorkerPoolReport",
+    "WorkerPoolType",
+    "WorkerPoolView",
+    "WorkerPools",
+    "WorkerPoolsStatistics",
+    "check_cancelled",
+    "get_worker_pool",
+    "propagated",
+    "shutdown_all_worker_pools",
     # events
     "Event",
     # errors
@@ -178,6 +238,7 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "CircuitTimeoutError",
     "ConfigurationError",
     "CoreError",
+    "JobCancelledError",
     "PipelineError",
     "RateLimitError",
     "RegistryError",
@@ -192,7 +253,13 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "TaskRoutingError",
     "TaskStateError",
     "TaskTimeoutError",
+    "WorkerCrashedError",
+    "WorkerPoolBrokenError",
+    "WorkerPoolClosedError",
+    "WorkerPoolDeadlockError",
     "WorkerPoolError",
+    "WorkerPoolFullError",
+    "WorkerTimeoutError",
 ]
 
 

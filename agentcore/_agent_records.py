@@ -244,6 +244,15 @@ class AgentContext:
         """
         return self._in_runtime("breaker").breaker(name, config, probe=probe)
 
+    def pool(self, name: str, pool_type: Any = None, config: Any = None) -> Any:
+        """Return the runtime's worker pool of a name; as `AgentRuntime.pool`.
+
+        Raises:
+            AgentError: there is no runtime.
+            ConfigurationError: there is one of another type or configuration; or an argument is not usable.
+        """
+        return self._in_runtime("pool").pool(name, pool_type, config)
+
     async def ask(
         self,
         ref: "Executes | str",

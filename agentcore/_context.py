@@ -9,7 +9,7 @@ The values belong to parts that stand above this file, so they are plain objects
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Final, Protocol
 
 
@@ -32,6 +32,9 @@ current_terminations: Final[ContextVar[tuple[object, ...]]] = ContextVar("agentc
 current_execution: Final[ContextVar[object]] = ContextVar("agentcore_execution", default=None)
 """The innermost `Execution` of an agent; it knows the one around it."""
 
+current_pool_job: Final[ContextVar[object]] = ContextVar("agentcore_pool_job", default=None)
+"""The job of a pool for coroutines that runs here."""
+
 
 def end_structure() -> None:
     """Have the current context say that it is part of nothing: what begins here belongs to the runtime or to the event loop.
@@ -41,3 +44,18 @@ def end_structure() -> None:
     current_job.set(None)
     current_execution.set(None)
     current_terminations.set(())
+    current_pool_job.set(None)
+
+
+def detached_context() -> Context:
+    """Return a copy of the current context that says that it is part of nothing; see `end_structure`."""
+    context = copy_context()
+    # Only if there is something to end: this stands on a path that is hot.
+    if (
+        current_job.get() is not None
+        or current_execution.get() is not None
+        or current_pool_job.get() is not None
+        or current_terminations.get()
+    ):
+        context.run(end_structure)
+    return context

@@ -5,7 +5,7 @@ host of the event loop (`_host`), so the runtime may be entered in one task and 
 ``yield``; the block goes on when the runtime breaks, and learns of it by every further call and at the exit.
 
 Both end in the same order, whatever ends them: no further work, time for the work there is, cancellation, agents,
-resources.
+worker pools, resources.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from agentcore._resources import Resources
 from agentcore._runtime_records import ShutdownReport
 from agentcore._scheduler import Scheduler
 from agentcore.errors import AgentError, ConfigurationError, RuntimeClosedError
+from agentcore.pools._named import WorkerPools
 
 _logger: Final = logging.getLogger("agentcore.runtime")
 LAST_MOMENTS: Final = 1.0
@@ -45,7 +46,7 @@ class Lifetime:
     Args:
         hosted: whether it is hosted; None for strict, refused where that could go wrong.
         grace: seconds that tasks may go on for at the exit.
-        tasks, breakers, agents, resources, portal, failures, log: the parts.
+        tasks, breakers, agents, resources, portal, pools, failures, log: the parts.
     """
 
     def __init__(
@@ -58,9 +59,15 @@ class Lifetime:
         agents: Directory,
         resources: Resources,
         portal: Portal,
+        pools: WorkerPools,
         failures: Failures,
         log: EventLog,
     ) -> None:
+        if not isinstance(hosted, bool | None):
+            raise ConfigurationError(
+                f"hosted of a runtime must be True, False or None: got {hosted!r}; use True across a `yield`",
+                {"name": "hosted", "value": hosted},
+            )
         self.hosted = hosted
         self.report: ShutdownReport | None = None
         self.group: anyio.abc.TaskGroup | None = None
@@ -73,6 +80,7 @@ class Lifetime:
         self._agents = agents
         self._resources = resources
         self._portal = portal
+        self._pools = pools
         self._failures = failures
         self._log = log
         self._agents_failed: list[tuple[str, Exception]] = []
@@ -94,6 +102,24 @@ class Lifetime:
     def is_current(self) -> bool:
         """Tell whether the runtime is open here: variables come along into the loops of other threads, where it is not."""
         return self._tasks.state in ("open", "draining") and (self.now() is not None or not _interop.is_in_loop())
+
+    def check_place(self, method: str) -> None:
+        """Accept calls in the event loop of the runtime; before it is entered, all.
+
+        Raises:
+            AgentError: this is another one, or none.
+        """
+        if self.now() is None and self._tasks.state != "new":
+            raise self.elsewhere(method)
+
+    @staticmethod
+    def elsewhere(method: str) -> AgentError:
+        """Make the error for a call in the wrong place."""
+        return AgentError(
+            f"{method} of a runtime must be called in its event loop: got a call in another one, or in a thread; "
+            "use runtime.from_thread(...)",
+            {"method": method},
+        )
 
     # Entering.
 
@@ -126,6 +152,7 @@ class Lifetime:
         self._breakers.open(group)
         self._resources.open(group)
         self._portal.open(group, self.now)
+        self._pools.open(group)
 
     async def _move_in(self, owner: object) -> None:
         """Have the task group opened in the host of the event loop."""
@@ -182,7 +209,7 @@ class Lifetime:
         if self._closing is None:
             reason = "its event loop ended" if is_abandoned else "the runtime has failed"
             self._closing = reason, _interop.monotonic()
-        await self._end_all(*self._closing)
+        await self._end_all(*self._closing, 0)
         if is_abandoned:
             assert self.report is not None  # `_end_all` has made it  # noqa: S101
             _logger.warning(
@@ -220,17 +247,21 @@ class Lifetime:
             return self.report
         if self._closing is None:
             self._closing = reason, _interop.monotonic()
+        grace = self._grace if grace is None else grace
         try:
-            await self.drain(self._grace if grace is None else grace)
+            await self.drain(grace)
+        except BaseException:
+            grace = 0
+            raise
         finally:
             # In a task of its own: a `Task.cancel()` by the host comes through every shield, but ends only this task.
             async with anyio.create_task_group() as group:  # noqa: ASYNC112 - not redundant: see above
-                group.start_soon(self._end_all, *self._closing)
+                group.start_soon(self._end_all, *self._closing, grace)
         assert self.report is not None  # `_end_all` has made it  # noqa: S101
         return self.report
 
-    async def _end_all(self, reason: str, began: float) -> None:
-        """Cancel all work, terminate the shared agents, close the resources, and report.
+    async def _end_all(self, reason: str, began: float, grace: float) -> None:
+        """Cancel all work, terminate the shared agents, end the worker pools, close the resources, and report.
 
         Limited in time by what the agents do: a task ends when its clean-up has, and no sooner. If two calls overlap, each
         does all of this, for the first reason; every step may be done twice.
@@ -238,21 +269,25 @@ class Lifetime:
         with anyio.CancelScope(shield=True):
             # Threads that wait for a task learn of its end by that. But a task may wait for a thread that waits for something
             # else, so they have no more than a moment.
-            with anyio.move_on_after(LAST_MOMENTS):
+            with anyio.move_on_after(LAST_MOMENTS) as last_moments:
                 await self._tasks.cut(reason)
             self._portal.cancel_all(reason)
+            if last_moments.cancelled_caught:
+                self._pools.cut_short()  # a task may wait for a thread that does not come back
             await self._tasks.cut(reason)
             self._breakers.stop(reason)
             await self._portal.stop(reason)
             await self._terminate_agents()
+            jobs_cut_short = await self._pools.finish(max(0.0, began + grace - _interop.monotonic()))
             await self._resources.close_all()
         cut_short = self._tasks.cut_short()
         first = self.report is None
         self.report = ShutdownReport(
             reason=reason,
-            drained=not cut_short and not self._tasks.calls.cut_short,
+            drained=not cut_short and not self._tasks.calls.cut_short and not jobs_cut_short,
             cut_short=cut_short,
             asks_cut_short=self._tasks.calls.cut_short,
+            jobs_cut_short=jobs_cut_short,
             agents_failed=tuple(self._agents_failed),
             duration=_interop.monotonic() - began,
         )

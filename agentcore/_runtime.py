@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeVar, TypeVarTuple, f
 
 import anyio
 import anyio.lowlevel
-import attrs
 
 from agentcore._agent_records import AgentContext, AgentResult, Emit, Limit, check_seconds
 from agentcore._agents import BaseAgent
@@ -40,8 +39,10 @@ from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStat
 from agentcore._scheduler import Scheduler, to_task
 from agentcore._streams import AgentStream, check_buffer
 from agentcore._tasks import BaseTask, TaskFactory
-from agentcore.errors import AgentError, ConfigurationError, RuntimeClosedError
+from agentcore.errors import ConfigurationError, RuntimeClosedError
 from agentcore.observe import _metrics
+from agentcore.pools._named import AnyWorkerPool, WorkerPools
+from agentcore.pools._records import AnyWorkerPoolConfig, WorkerPoolType
 
 Args = TypeVarTuple("Args")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,18 +80,7 @@ class AgentRuntime:
     def __init__(
         self, config: RuntimeConfig | None = None, *, grace: float | None = None, hosted: bool | None = None
     ) -> None:
-        if config is not None and not isinstance(config, RuntimeConfig):
-            raise ConfigurationError(
-                f"config of a runtime must be a RuntimeConfig: got {config!r}; write RuntimeConfig(in_flight=...)",
-                {"name": "config", "value": config},
-            )
-        if not isinstance(hosted, bool | None):
-            raise ConfigurationError(
-                f"hosted of a runtime must be True, False or None: got {hosted!r}; use True across a `yield`",
-                {"name": "hosted", "value": hosted},
-            )
-        config = config or RuntimeConfig()
-        self.config: Final = config if grace is None else attrs.evolve(config, grace=grace)
+        self.config: Final = RuntimeConfig.of(config, grace)
         self._log = EventLog(capacity=1024)
         ledger = Ledger(self.config.retention)
         self._failures = Failures(ledger, is_hosted=bool(hosted))
@@ -101,6 +91,7 @@ class AgentRuntime:
         )
         self._asks = Asks(self, self.agents, self.tasks)
         self.resources: Final = Resources(self._failures)
+        self.pools: Final = WorkerPools()
         self._portal = Portal(self, self.tasks.refusal)
         self._lifetime = Lifetime(
             hosted=hosted,
@@ -110,6 +101,7 @@ class AgentRuntime:
             agents=self.agents,
             resources=self.resources,
             portal=self._portal,
+            pools=self.pools,
             failures=self._failures,
             log=self._log,
         )
@@ -255,7 +247,7 @@ class AgentRuntime:
             self.tasks.check_open("an ask", agent=str(ref))
         now = self._lifetime.now()
         if now is None:
-            raise self._elsewhere("ask")
+            raise self._lifetime.elsewhere("ask")
         own = own_context(context)
         if timeout is not None:
             check_seconds("timeout", timeout)
@@ -286,7 +278,7 @@ class AgentRuntime:
         self.tasks.check_open("a stream", agent=str(ref))
         group = self._lifetime.group
         if group is None or self._lifetime.now() is None:
-            raise self._elsewhere("stream")
+            raise self._lifetime.elsewhere("stream")
         check_buffer(buffer)
         check_seconds("timeout", timeout)
         own = own_context(context)
@@ -396,7 +388,7 @@ class AgentRuntime:
             )
         check_seconds("close_timeout", close_timeout)
         self.tasks.check_open("a resource", name=name)
-        self._check_place("resource")
+        self._lifetime.check_place("resource")
         return await self.resources.enter(manager, name, close_timeout)
 
     def from_thread(self, function: Callable[[*Args], Awaitable[T]], *args: *Args, timeout: float | None = None) -> T:
@@ -466,6 +458,27 @@ class AgentRuntime:
         """
         return self.breakers.get(name, config, probe)
 
+    def pool(
+        self,
+        name: str,
+        pool_type: WorkerPoolType | str | None = None,
+        config: AnyWorkerPoolConfig | None = None,
+    ) -> AnyWorkerPool:
+        """Return this runtime's worker pool of a name, made at the first call. It ends with the runtime.
+
+        Args:
+            name: what it is called.
+            pool_type: what runs its jobs. If omitted: whatever it is, if it is there already, else ``queue_asyncio``.
+            config: how it behaves; whatever it is, if omitted and it is there already.
+
+        Raises:
+            RuntimeClosedError: the runtime is not open.
+            AgentError: this is not the event loop of the runtime.
+            ConfigurationError: there is one of another type or configuration; or an argument is not usable.
+        """
+        self._lifetime.check_place("pool")
+        return self.pools.get(name, pool_type, config)
+
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         """Call a sink with every event from now on, in the event loop; returns the function that ends this.
 
@@ -480,7 +493,12 @@ class AgentRuntime:
 
     def statistics(self) -> RuntimeStatistics:
         """Return what has been done so far."""
-        return RuntimeStatistics(state=self.tasks.state, tasks=self.tasks.statistics(), asks=len(self.tasks.calls))
+        return RuntimeStatistics(
+            state=self.tasks.state,
+            tasks=self.tasks.statistics(),
+            asks=len(self.tasks.calls),
+            pools=self.pools.statistics(),
+        )
 
     def health(self) -> RuntimeHealth:
         """Return whether the runtime works, and what has failed in its background; for a server's health check."""
@@ -515,7 +533,7 @@ class AgentRuntime:
             ConfigurationError: the timeout is not usable.
         """
         check_seconds("timeout", timeout)
-        self._check_place("drain")
+        self._lifetime.check_place("drain")
         return await self._lifetime.drain(timeout)
 
     async def shutdown(
@@ -535,7 +553,7 @@ class AgentRuntime:
             ConfigurationError: the grace is not usable.
         """
         check_seconds("grace", grace)
-        self._check_place("shutdown")
+        self._lifetime.check_place("shutdown")
         return await self._lifetime.shutdown(grace, reason)
 
     @classmethod
@@ -579,7 +597,7 @@ class AgentRuntime:
         deadline: float | None,
         fields: Mapping[str, Any],
     ) -> tuple[BaseTask, Plan]:
-        self._check_place("run and submit")
+        self._lifetime.check_place("run and submit")
         made = to_task(task, input, fields, self.factory, self.tasks)
         return made, Plan.make(made, self.agents.route(made.type), timeout, deadline)
 
@@ -587,14 +605,3 @@ class AgentRuntime:
         self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]
     ) -> TaskHandle:
         return group.start(task_type, input, timeout=timeout, **fields)
-
-    def _check_place(self, method: str) -> None:
-        if self._lifetime.now() is None and self.tasks.state != "new":
-            raise self._elsewhere(method)
-
-    def _elsewhere(self, method: str) -> AgentError:
-        return AgentError(
-            f"{method} of a runtime must be called in its event loop: got a call in another one, or in a thread; "
-            "use runtime.from_thread(...)",
-            {"method": method},
-        )

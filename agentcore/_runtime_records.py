@@ -11,6 +11,7 @@ import attrs
 from agentcore._scheduler import TaskStatistics
 from agentcore._tasks import TaskResult
 from agentcore.errors import ConfigurationError
+from agentcore.pools._records import WorkerPoolsStatistics
 
 
 def _check_count(_: object, field: "attrs.Attribute[int]", value: object) -> None:
@@ -49,6 +50,21 @@ class RuntimeConfig:
     retention: int = attrs.field(default=256, validator=_check_count)
     grace: float = attrs.field(default=10.0, validator=_check_grace)
 
+    @classmethod
+    def of(cls, config: "RuntimeConfig | None", grace: float | None) -> "RuntimeConfig":
+        """Return a configuration: the given one, or the default, with another grace if one is given.
+
+        Raises:
+            ConfigurationError: it is none; or the grace is not usable.
+        """
+        if config is not None and not isinstance(config, cls):
+            raise ConfigurationError(
+                f"config of a runtime must be a RuntimeConfig: got {config!r}; write RuntimeConfig(in_flight=...)",
+                {"name": "config", "value": config},
+            )
+        config = config or cls()
+        return config if grace is None else attrs.evolve(config, grace=grace)
+
 
 @final
 @attrs.frozen(kw_only=True)
@@ -60,6 +76,7 @@ class ShutdownReport:
         drained: whether everything came to its own end in time.
         cut_short: what was cancelled, as it ended, in the order of arrival.
         asks_cut_short: how many asks were cancelled; their callers were told.
+        jobs_cut_short: the functions of jobs in worker pools that did not come to their end, with the pool.
         agents_failed: names of the shared agents whose clean-up failed, with the error.
         duration: seconds it took.
     """
@@ -70,16 +87,20 @@ class ShutdownReport:
     agents_failed: tuple[tuple[str, Exception], ...]
     duration: float
     asks_cut_short: int = 0
+    jobs_cut_short: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return what happened in a line, with the first 20 tasks that were cut short by name."""
-        if not self.cut_short and not self.asks_cut_short:
+        if not self.cut_short and not self.asks_cut_short and not self.jobs_cut_short:
             return f"drained in {self.duration:.1f} s, nothing was cut short"
         names = [f"{result.type} {result.task_id} ({result.state})" for result in self.cut_short[:20]]
         if len(self.cut_short) > len(names):
             names.append(f"and {len(self.cut_short) - len(names)} more")
         if self.asks_cut_short:
             names.append(f"{self.asks_cut_short} asks")
+        names += self.jobs_cut_short[:20]
+        if len(self.jobs_cut_short) > 20:
+            names.append(f"and {len(self.jobs_cut_short) - 20} more jobs")
         return f"{self.reason} after {self.duration:.1f} s; cut short: {', '.join(names)}"
 
 
@@ -92,11 +113,13 @@ class RuntimeStatistics:
         state: ``new``, ``open``, ``draining`` or ``closed``.
         tasks: what became of its tasks.
         asks: how many executions by `AgentRuntime.ask` and `stream` are under way now.
+        pools: what its worker pools have done.
     """
 
     state: str
     tasks: TaskStatistics
     asks: int = 0
+    pools: WorkerPoolsStatistics = attrs.field(factory=WorkerPoolsStatistics)
 
 
 @final

@@ -11,7 +11,7 @@ from agentcore._handle import TaskHandle
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._tasks import BaseTask, TaskResult
 
-__all__ = ["Completed", "Group", "ResourceKeeper", "Stream", "TaskRunner"]
+__all__ = ["Completed", "Group", "ResourceKeeper", "Stream", "TaskRunner", "WorkerPool"]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -75,6 +75,24 @@ class ResourceKeeper(Protocol):
         """Return what is open by a name."""
 
 
+class WorkerPool(Protocol):
+    """Runs jobs by a bounded number of workers; every kind of pool is one."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def state(self) -> str:
+        """``open``, ``draining``, ``closed`` or ``broken``."""
+
+    async def asubmit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Have a job done and return what it returned."""
+
+    async def shutdown(self, wait: bool = True, timeout: float | None = None) -> Any:
+        """Take no further jobs and end the workers."""
+
+
 class TaskRunner(Protocol):
     """Runs tasks and agents on behalf of agents and programs; a runtime is one.
 
@@ -124,3 +142,6 @@ class TaskRunner(Protocol):
         probe: Callable[[], Awaitable[object]] | None = None,
     ) -> CircuitBreaker:
         """Return the circuit breaker of a name."""
+
+    def pool(self, name: str, pool_type: Any = None, config: Any = None) -> Any:
+        """Return the worker pool of a name."""

@@ -25,6 +25,13 @@ CoreError
 │   ├── BulkheadFullError                               as many calls run and wait as a `Bulkhead` allows
 │   └── RateLimitError                                  a `RateLimit` allows no further call in time
 ├── WorkerPoolError
+│   ├── WorkerPoolFullError                             as many jobs wait as a worker pool allows
+│   ├── WorkerPoolClosedError     (also RuntimeError)   the pool has been shut down
+│   ├── WorkerPoolBrokenError     (also BrokenExecutor) its workers cannot be started
+│   ├── WorkerPoolDeadlockError                         a job would wait for ever
+│   ├── WorkerTimeoutError        (also TimeoutError)   a job took too long, in the queue or in its worker
+│   ├── WorkerCrashedError        (also BrokenExecutor) the worker of a job died
+│   └── JobCancelledError                               in a job that nobody waits for any more
 ├── RegistryError
 ├── StoreError
 ├── ConfigurationError            (also ValueError)
@@ -40,6 +47,7 @@ import enum
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor  # noqa: TID251 - the name alone: what users of executors catch
 from typing import Any, ClassVar, Self, TypeVar
 
 __all__ = [
@@ -58,6 +66,7 @@ __all__ = [
     "CircuitTimeoutError",
     "ConfigurationError",
     "CoreError",
+    "JobCancelledError",
     "PipelineError",
     "RateLimitError",
     "RegistryError",
@@ -72,7 +81,13 @@ __all__ = [
     "TaskRoutingError",
     "TaskStateError",
     "TaskTimeoutError",
+    "WorkerCrashedError",
+    "WorkerPoolBrokenError",
+    "WorkerPoolClosedError",
+    "WorkerPoolDeadlockError",
     "WorkerPoolError",
+    "WorkerPoolFullError",
+    "WorkerTimeoutError",
 ]
 
 
@@ -540,6 +555,65 @@ class WorkerPoolError(CoreError):
 
     code = "worker_pool"
     safe_text = "A background job could not be processed."
+
+
+class WorkerPoolFullError(WorkerPoolError):
+    """As many jobs wait as a worker pool allows. Details: ``pool``, ``max_queue_size``."""
+
+    code = "worker_pool_full"
+    severity = Severity.WARNING
+    safe_text = "The system is busy. Please try again later."
+
+
+class WorkerPoolClosedError(WorkerPoolError, RuntimeError):
+    """The worker pool has been shut down, or was before the job had ended. Details: ``pool``."""
+
+    code = "worker_pool_closed"
+    severity = Severity.WARNING
+    safe_text = "The system is shutting down."
+
+
+class WorkerPoolBrokenError(WorkerPoolError, BrokenExecutor):
+    """The workers of a pool cannot be started, so it takes no jobs any more. Details: ``pool``. Its cause says why."""
+
+    code = "worker_pool_broken"
+    severity = Severity.CRITICAL
+    safe_text = "A background job could not be processed."
+
+
+class WorkerPoolDeadlockError(WorkerPoolError):
+    """A thread would have waited for a job for ever, because that job waits for this very thread. Details: ``pool``."""
+
+    code = "worker_pool_deadlock"
+    safe_text = "Background jobs wait for each other."
+
+
+class WorkerTimeoutError(WorkerPoolError, TimeoutError):
+    """A job took too long.
+
+    Details: ``pool``, ``function``, ``timeout`` (seconds), ``phase``: ``queued`` if it had not begun when its timeout was
+    over, ``running`` if it had; ``worker`` if it ran for longer than the pool's ``task_timeout``.
+    """
+
+    code = "worker_timeout"
+    safe_text = "A background job took too long."
+
+
+class WorkerCrashedError(WorkerPoolError, BrokenExecutor):
+    """The worker of a job died while it ran; other jobs are not concerned. From a process pool it is a BrokenProcessPool too.
+
+    Details: ``pool``, ``function``, ``exit_code`` (negative: the signal), None if nobody knows.
+    """
+
+    code = "worker_crashed"
+
+
+class JobCancelledError(WorkerPoolError):
+    """Raised by `check_cancelled` in a job that nobody waits for any more. Details: ``pool``."""
+
+    code = "job_cancelled"
+    severity = Severity.INFO
+    safe_text = "A background job was cancelled."
 
 
 class RegistryError(CoreError):

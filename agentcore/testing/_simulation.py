@@ -307,7 +307,11 @@ class Simulation:
     async def _main(self) -> None:
         numbers = itertools.count(1)
         sources = Sources(
-            monotonic=self._time, wall=self._wall, random=self.random, identifier=lambda: f"sim-{next(numbers)}"
+            monotonic=self._time,
+            wall=self._wall,
+            random=self.random,
+            identifier=lambda: f"sim-{next(numbers)}",
+            hand_off=self._kernel.threads.start,
         )
         with use_sources(sources), anyio.CancelScope() as self._root:
             _current.set(self)

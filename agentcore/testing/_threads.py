@@ -55,6 +55,10 @@ class Job:
 
         return in_thread
 
+    def leave(self) -> None:
+        """Note that no task waits for it any longer."""
+        self.threads.leave(self)
+
     def begin(self) -> None:
         """Count it among those that work; once."""
         if not self.begun:

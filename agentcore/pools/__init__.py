@@ -1,0 +1,1 @@
+"""Worker pools: one file for each kind."""

@@ -1,0 +1,53 @@
+"""Pools that give each coroutine a task of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar, final
+
+from agentcore import _interop
+from agentcore.pools._jobs import Job
+from agentcore.pools._loop import LoopWorkerPool
+from agentcore.pools._loop_calls import LoopCalls
+from agentcore.pools._records import WorkerPoolType
+
+
+@final
+class AsyncioWorkerPool(LoopCalls, LoopWorkerPool):
+    """Runs coroutines, each in a task of its own, so many at a time. On trio too: the name is the specification's.
+
+    For jobs that look at the task that they run in, and for those that are worth a line of their own in a task tree. All
+    others are cheaper in a `QueueWorkerPool`.
+
+    Args:
+        name: what it is called, in messages and metrics.
+        config: how it behaves.
+
+    Raises:
+        ConfigurationError: an argument is not usable.
+    """
+
+    pool_type: ClassVar[WorkerPoolType] = WorkerPoolType.ASYNCIO
+
+    def _begin(self) -> None:
+        self._call()
+
+    def _call(self) -> None:
+        while self._group is not None and len(self._running) < self._size and (job := self._take()) is not None:
+            name = f"job {job.describe()} of pool {self.name}"
+            _interop.fresh_context().run(self._spawn, self._group, partial(self._work, job), name)
+
+    @property
+    def _number_of_workers(self) -> int:
+        return len(self._running)
+
+    async def _work(self, job: Job) -> None:
+        try:
+            await self._run(job)
+        except BaseException as error:  # noqa: ASYNC103 - see below
+            # asyncio's own cancellation of a single job costs that one and no other.
+            if not _interop.is_native_cancellation(error):
+                raise
+        finally:
+            self._end(job, None, self._closed_error())  # if it was cancelled before its first step
+            self._call()

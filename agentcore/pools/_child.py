@@ -1,0 +1,269 @@
+"""What runs in a worker process: takes jobs from a socket, one at a time, until that is closed.
+
+This file is started as a script, by its path, so that nothing else of the package is loaded: a worker starts as fast as the
+interpreter does. It imports what it cannot do without, and everything else when it is needed.
+
+A message is a head of 17 bytes and its content: what it is, the number of the job, the length. A long content stands in a
+file in memory instead, which both sides have open: whoever writes it never waits for the other side to read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+try:
+    from _pickle import Unpickler, dumps, loads  # without the parts in Python, which take twice as long to import
+except ImportError:  # another implementation of Python
+    from pickle import Unpickler, dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+HEAD = 17
+INLINE = 32768  # bytes; a socket that is empty takes as many at once
+OFFSET = 4096  # of a content in the file; before it stands the number of the job that was begun last
+
+BOOT, READY, BROKEN, JOB, RESULT, ERROR, PARTS, TEXT = range(8)
+IN_FILE = 128
+
+WORKER = "__agentcore_worker__"
+"""By this name the script knows itself, when ``__main__`` has become the program's own."""
+
+variables: dict[str, Any] = {}
+"""What was propagated with the job that runs."""
+is_loading_main = False
+"""Whether the program's main module is being run, which must not start workers in turn."""
+_main: tuple[str, str] | None = None
+"""How the program's main module is found: by ``path`` or by ``name``. None: it cannot, or that has been tried."""
+_main_failure: str | None = None
+
+
+class Channel:
+    """One side of the line between a pool and a worker.
+
+    Args:
+        handle: of a socket.
+        file: descriptor of the file for long contents.
+    """
+
+    def __init__(self, handle: int, file: int) -> None:
+        self._handle = handle
+        self._file = file
+        self._rest = b""
+
+    def send(self, kind: int, serial: int, content: bytes) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: the other side is gone.
+        """
+        if len(content) > INLINE:
+            write_all(self._file, content)
+            kind |= IN_FILE
+            data = head(kind, serial, len(content))
+        else:
+            data = head(kind, serial, len(content)) + content
+        sent = os.write(self._handle, data)
+        while sent < len(data):
+            sent += os.write(self._handle, data[sent:])
+
+    def receive(self) -> tuple[int, int, bytes] | None:
+        """Wait for a message; return what it is, the number of the job and the content. None: the other side is gone."""
+        data = self._read(HEAD)
+        if data is None:
+            return None
+        kind, serial, length = data[0], int.from_bytes(data[1:9], "little"), int.from_bytes(data[9:17], "little")
+        if kind & IN_FILE:
+            return kind & ~IN_FILE, serial, read_all(self._file, length)
+        content = self._read(length)
+        return None if content is None else (kind, serial, content)
+
+    def _read(self, length: int) -> bytes | None:
+        while len(self._rest) < length:
+            try:
+                more = os.read(self._handle, 65536)
+            except ConnectionResetError:
+                more = b""
+            if not more:
+                return None
+            self._rest += more
+        data, self._rest = self._rest[:length], self._rest[length:]
+        return data
+
+
+def head(kind: int, serial: int, length: int) -> bytes:
+    """Return the beginning of a message."""
+    return bytes((kind,)) + serial.to_bytes(8, "little") + length.to_bytes(8, "little")
+
+
+def write_all(file: int, content: bytes) -> None:
+    """Put a content into the file."""
+    view, done = memoryview(content), 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], OFFSET + done)
+
+
+def read_all(file: int, length: int) -> bytes:
+    """Take a content out of the file."""
+    data = os.pread(file, length, OFFSET)
+    while len(data) < length:  # the system gives no more than 2 GB at once
+        more = os.pread(file, length - len(data), OFFSET + len(data))
+        if not more:
+            raise EOFError(f"the file of a worker must have {length} bytes: got {len(data)}")
+        data += more
+    return data
+
+
+class _Loader(Unpickler):
+    """Loads the program's main module when something of it is asked for, and not before."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if module == "__main__":
+            load_main()
+        return super().find_class(module, name)
+
+
+def load(data: bytes) -> Any:
+    """Return what was pickled."""
+    from io import BytesIO
+
+    return _Loader(BytesIO(data)).load()
+
+
+def load_main() -> None:
+    """Run the program's main module, under the name ``__mp_main__``, as multiprocessing does it.
+
+    Raises:
+        ImportError: it cannot be run here. It is tried once.
+    """
+    global is_loading_main, _main, _main_failure
+    if _main is not None:
+        import runpy
+        from types import ModuleType
+
+        (how, where), _main, is_loading_main = _main, None, True
+        module = ModuleType("__mp_main__")
+        try:
+            run = runpy.run_module if how == "name" else runpy.run_path
+            module.__dict__.update(run(where, run_name="__mp_main__"))
+            sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+        except BaseException as error:  # noqa: BLE001 - told below, every time
+            _main_failure = f"{type(error).__name__}: {_text_of(error)}"
+        finally:
+            is_loading_main = False
+    if _main_failure is not None:
+        raise ImportError(
+            f"the main module of the program must be loadable in a worker process: got {_main_failure}; "
+            "put what it does behind `if __name__ == '__main__':`, or the function into a module of its own"
+        )
+
+
+def perform(content: bytes) -> tuple[int, bytes]:
+    """Run a job; return what is to be answered."""
+    try:
+        function, args, kwargs, found = load(content)
+        variables.clear()
+        variables.update(found)
+        value = function(*args, **kwargs)
+        del function, args, kwargs
+        return RESULT, dumps(value, 5)
+    except BaseException as error:  # noqa: BLE001 - SystemExit too: the worker goes on
+        return encode(error)
+
+
+def encode(error: BaseException) -> tuple[int, bytes]:
+    """Return an error in a way in which it can be loaded: whole, or in parts, or as text."""
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    for kind, content in (
+        (ERROR, (error, text)),
+        # Of a class whose constructor takes something else than what it hands on: made without it.
+        (PARTS, (type(error), error.args, dict(vars(error)), text)),
+    ):
+        try:
+            data = dumps(content, 5)
+            if kind == PARTS or type(loads(data)[0]) is type(error):
+                return kind, data
+        except BaseException:  # noqa: BLE001, S112 - then in the next way
+            continue
+    return TEXT, dumps((type(error).__qualname__, _text_of(error), text), 5)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001 - told instead
+        return "<its str() raised>"
+
+
+def serve(channel: Channel, file: int) -> None:
+    """Take jobs and answer them until the other side is gone."""
+    while (message := channel.receive()) is not None:
+        _, serial, content = message
+        os.pwrite(file, serial.to_bytes(8, "little"), 0)
+        kind, answer = perform(content)
+        del message, content
+        sys.stdout.flush() if sys.stdout is not None else None
+        channel.send(kind, serial, answer)
+        del answer
+
+
+def boot(channel: Channel) -> bool:
+    """Make this process like the one that has started it; tell whether it is ready."""
+    global _main
+    message = channel.receive()
+    if message is None:
+        return False
+    settings = loads(message[2])
+    sys.path[:] = settings["path"]
+    sys.argv[:] = settings["argv"]
+    _main = settings["main"]
+    try:
+        if settings["initializer"] is not None:
+            function, args = load(settings["initializer"])
+            function(*args)
+    except BaseException as error:  # noqa: BLE001 - the pool is told
+        channel.send(BROKEN, 0, dumps(encode(error), 5))
+        return False
+    channel.send(READY, 0, b"")
+    return True
+
+
+def live_with(lifeline: int) -> None:
+    """Have the system end this process when the other one is gone, whatever it does then."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        # A signal at the end of the line, whose default is to end the process.
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    except (ImportError, AttributeError, OSError):
+        return  # then the end of the next job is the end
+
+
+def main() -> None:
+    """Be a worker. The arguments are the descriptors of the socket, the file and the lifeline."""
+    import signal
+
+    handle, file, lifeline = (int(argument) for argument in sys.argv[1:4])
+    sys.modules[WORKER] = sys.modules["__main__"]
+    # Ctrl-C in a terminal is meant for the program, which decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for descriptor in (handle, file, lifeline):
+        os.set_inheritable(descriptor, False)
+    if hasattr(os, "register_at_fork"):  # what a job forks must not hold the line when the worker is gone
+        os.register_at_fork(after_in_child=lambda: os.close(handle))
+    live_with(lifeline)
+    channel = Channel(handle, file)
+    try:
+        if boot(channel):
+            serve(channel, file)
+    except (BrokenPipeError, ConnectionResetError):
+        return
+
+
+if __name__ == "__main__":
+    main()

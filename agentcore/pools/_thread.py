@@ -1,0 +1,87 @@
+"""Pools of threads."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final, final
+
+from agentcore.errors import JobCancelledError
+from agentcore.pools._calls import WorkerCalls
+from agentcore.pools._jobs import RUNNING, Job, current_worker, own_error
+from agentcore.pools._records import ThreadWorkerPoolConfig, WorkerPoolConfig, WorkerPoolType
+from agentcore.pools._workers import Worker, WorkerOwningPool
+
+
+@final
+class ThreadWorkerPool(WorkerCalls, WorkerOwningPool):
+    """Runs functions in threads: for what waits without an event loop, and for what computes without the interpreter's lock.
+
+        pool = ThreadWorkerPool("parsers")
+        with pool:
+            future = pool.submit(parse, text)
+            print(future.result())
+
+    It can be made and used with or without an event loop, and from several at a time. A thread cannot be stopped: a job that
+    nobody waits for any more learns of that by `check_cancelled`, and may be left behind, see `options`.
+
+    Args:
+        name: what it is called, in messages, metrics and the names of its threads.
+        config: how it behaves.
+
+    Raises:
+        ConfigurationError: an argument is not usable.
+    """
+
+    pool_type: ClassVar[WorkerPoolType] = WorkerPoolType.THREAD
+    config_type: ClassVar[type[WorkerPoolConfig]] = ThreadWorkerPoolConfig
+
+    def __init__(self, name: str, config: WorkerPoolConfig | None = None) -> None:
+        super().__init__(name, config)
+        own = self.config
+        assert isinstance(own, ThreadWorkerPoolConfig)  # `config_type` makes it  # noqa: S101
+        self._own: Final = own
+
+    def _open(self, worker: Worker) -> None:
+        if self._own.initializer is not None:
+            self._own.initializer(*self._own.initargs)
+
+    def _run(self, worker: Worker, job: Job) -> tuple[Any, BaseException | None]:
+        function, context = job.function, job.context
+        assert function is not None and context is not None  # it has not ended  # noqa: S101, PT018
+        try:
+            return context.run(function, *job.args, **job.kwargs), None
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+            return None, own_error(error, job, self.name)
+
+    def _interrupt(self, worker: Worker, job: Job) -> bool:
+        job.is_unwanted = True  # `check_cancelled` says so
+        return False
+
+    def _is_free_soon(self, worker: Worker) -> bool:
+        return False
+
+    @property
+    def _max_abandoned(self) -> int:
+        return self._size if self._own.max_abandoned is None else self._own.max_abandoned
+
+    @property
+    def _max_jobs(self) -> int | None:
+        return self._own.max_jobs_per_worker
+
+
+def check_cancelled() -> None:
+    """Raise if nobody waits any more for the job of a thread pool that calls this. In all other places it does nothing.
+
+    Its caller was cancelled, it took longer than its timeout, or its pool was shut down: a job that takes long calls this
+    now and then, and lets the error end it.
+
+    Raises:
+        JobCancelledError: nobody waits for it.
+    """
+    worker = current_worker()
+    job = worker.job if worker is not None else None
+    if job is not None and (job.is_unwanted or job.state is not RUNNING):
+        raise JobCancelledError(
+            f"job {job.describe()} of worker pool {worker.pool.name!r} should end: got nobody who still waits for it; "
+            "let this error end it",
+            {"pool": worker.pool.name},
+        )
