@@ -366,9 +366,11 @@ class Waiter(abc.ABC):
     def wake(self) -> None:
         """Have the task go on. In its event loop; `call` does it from any thread."""
 
-    def call(self) -> None:
-        """Have the task go on. From any thread."""
+    def call(self, _what: object = None) -> None:
+        """Have the task go on. From any thread; what has happened is not looked at."""
         self.room.call(self)
+
+    job_ended = call
 
     @abc.abstractmethod
     async def wait(self, may_leave: Callable[[], bool]) -> None:
@@ -388,6 +390,8 @@ class WaitingRoom(abc.ABC):
 
     def __init__(self) -> None:
         self._post = wake_up_function()
+        # The backend's own, found once: finding it takes as long as the check.
+        self.checkpoint_if_cancelled: Final = current_token().backend_class.checkpoint_if_cancelled
         self._lock = threading.Lock()
         self._called: list[Waiter] = []
         self._is_posted = False

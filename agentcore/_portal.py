@@ -24,6 +24,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 from agentcore import _interop
 from agentcore._context import current_runtime
 from agentcore.errors import AgentError, CallTimeoutError, RuntimeClosedError
+from agentcore.pools._waits import waiting_for
 
 T = TypeVar("T")
 
@@ -72,6 +73,7 @@ class Portal:
         self._now: Callable[[], float | None] = lambda: None
         self._token: EventLoopToken | None = None
         self._post: Callable[[Callable[[], object]], None] | None = None
+        self._thread = 0  # of the event loop
         self._lock = threading.Lock()
         # From the thread's call on, so that none can be forgotten between the thread and the loop.
         self._visits: set[_Visit] = set()
@@ -86,6 +88,7 @@ class Portal:
         self._group = group
         self._now = now
         self._token = current_token()
+        self._thread = threading.get_ident()
         self._post = _interop.wake_up_function()
 
     def call(self, function: Callable[[], Awaitable[T]], timeout: float | None) -> T:
@@ -172,6 +175,13 @@ class Portal:
             ) from error
 
     def _wait(self, post: Callable[[Callable[[], object]], None], visit: _Visit) -> Any:
+        if visit.timeout is not None:
+            return self._wait_patiently(post, visit)
+        # A job of a worker pool that the event loop is blocked for, by `PoolFuture.result`, would wait for itself.
+        with waiting_for(self._thread, "a call into the event loop"):
+            return self._wait_patiently(post, visit)
+
+    def _wait_patiently(self, post: Callable[[Callable[[], object]], None], visit: _Visit) -> Any:
         while True:
             try:
                 return visit.future.result(LOOK)

@@ -235,7 +235,9 @@ class Calls:
         Leaving the block early takes back what has not begun, and ends the rest as a cancelled `asubmit` does.
 
         Args:
-            func, items, timeout: as for `amap`.
+            func: as for `amap`.
+            items: as for `amap`.
+            timeout: as for `amap`.
 
         Raises:
             WorkerPoolClosedError: inside of the block: the pool takes no jobs.

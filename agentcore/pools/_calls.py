@@ -16,8 +16,8 @@ from agentcore.errors import ConfigurationError, WorkerTimeoutError
 from agentcore.pools._base import Calls
 from agentcore.pools._future import PoolFuture
 from agentcore.pools._jobs import name_of
+from agentcore.pools._owning import WorkerOwningPool
 from agentcore.pools._records import JobOptions
-from agentcore.pools._workers import WorkerOwningPool
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -65,7 +65,10 @@ class WorkerCalls(Calls):
         `options` say ``abandon_on_cancel=True``.
 
         Args:
-            func, *args, timeout, **kwargs: as for `submit`.
+            func: as for `submit`.
+            *args: as for `submit`.
+            timeout: as for `submit`.
+            **kwargs: as for `submit`.
 
         Raises:
             WorkerTimeoutError: it took longer than `timeout`, or than the pool's `task_timeout`.

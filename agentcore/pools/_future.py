@@ -100,6 +100,7 @@ class PoolFuture(Future[T]):
         else:
             self.set_result(job.value)
         job.value = job.error = None
+        job.release()  # whoever keeps the outcome must not keep the arguments
 
 
 def _leaves() -> bool:

@@ -93,7 +93,9 @@ class LoopCalls(Calls):
         """Refuse: it would block the event loop that the jobs need.
 
         Args:
-            func, items, timeout: as for `amap`, which is what can be used.
+            func: as for `amap`, which is what can be used.
+            items: as for `amap`.
+            timeout: as for `amap`.
 
         Raises:
             WorkerPoolError: always.

@@ -17,11 +17,11 @@ from agentcore.errors import ConfigurationError, RuntimeClosedError
 from agentcore.pools._asyncio import AsyncioWorkerPool
 from agentcore.pools._base import BaseWorkerPool
 from agentcore.pools._loop import LoopWorkerPool
+from agentcore.pools._owning import WorkerOwningPool
 from agentcore.pools._process import ProcessWorkerPool
 from agentcore.pools._queue import QueueWorkerPool
 from agentcore.pools._records import AnyWorkerPoolConfig, WorkerPoolReport, WorkerPoolsStatistics, WorkerPoolType
 from agentcore.pools._thread import ThreadWorkerPool
-from agentcore.pools._workers import WorkerOwningPool
 
 AnyWorkerPool: TypeAlias = ThreadWorkerPool | ProcessWorkerPool | QueueWorkerPool | AsyncioWorkerPool
 

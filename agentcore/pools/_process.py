@@ -18,8 +18,9 @@ from agentcore.errors import JobCancelledError, WorkerCrashedError, WorkerPoolEr
 from agentcore.pools import _child
 from agentcore.pools._calls import WorkerCalls
 from agentcore.pools._jobs import SETTLED, Job, own_error, propagated_to_thread
+from agentcore.pools._owning import WorkerOwningPool
 from agentcore.pools._records import ProcessWorkerPoolConfig, WorkerPoolConfig, WorkerPoolType
-from agentcore.pools._workers import Worker, WorkerOwningPool
+from agentcore.pools._workers import Worker
 
 ATTEMPTS: Final = 3
 """How often a job that has not begun is given to another worker, and how often in turn a worker may fail to start."""
@@ -29,7 +30,7 @@ KEPT: Final = 8 << 20
 """Bytes that the file of a worker keeps for the next job; what a greater one has taken is given back."""
 
 
-class RemoteTraceback(Exception):
+class RemoteTraceback(Exception):  # noqa: N818 - no error of its own, but what one is said to come from
     """The traceback of an exception in the worker process where it was raised, as text: the cause of that exception."""
 
     def __str__(self) -> str:
@@ -129,10 +130,10 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
     def _gives_up(self, error: BaseException) -> bool:
         """Tell whether a worker that could not be started means that none can."""
         self._failed_starts += 1
-        return not isinstance(error, _DiedAtStart) or self._failed_starts >= ATTEMPTS
+        return not isinstance(error, _StartError) or self._failed_starts >= ATTEMPTS
 
     def _crash(self, job: Job, exit_code: int | None) -> WorkerCrashedError:
-        from agentcore.pools._crash import ProcessCrashedError  # with it comes what is slow to import
+        from agentcore.pools._crash import ProcessCrashedError  # noqa: PLC0415 - slow to import, and rarely needed
 
         how = "unknown" if exit_code is None else f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         return ProcessCrashedError(
@@ -187,7 +188,7 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
         return self._own.max_jobs_per_worker
 
 
-class _DiedAtStart(Exception):
+class _StartError(Exception):
     """A worker process ended, or was silent for too long, before it was ready."""
 
 
@@ -227,7 +228,7 @@ class Child:
         """Make it ready.
 
         Raises:
-            _DiedAtStart: it ended, or took too long.
+            _StartError: it ended, or took too long.
             BaseException: what the initializer raised.
         """
         initializer = None
@@ -247,7 +248,7 @@ class Child:
             if guard is not None:
                 guard.cancel()
         if answer is None:
-            raise _DiedAtStart("a worker process ended before it was ready, or was not ready in time")
+            raise _StartError("a worker process ended before it was ready, or was not ready in time")
         if answer[0] == _child.BROKEN:
             raise decode_error(*pickle.loads(answer[2]))
 

@@ -309,6 +309,9 @@ class WorkerPoolsStatistics:
         return cls(pools=len(metrics), **{name: sum(getattr(one, name) for one in metrics) for name in names})
 
 
+_FIRST: Final = HISTOGRAM_BOUNDS[0]
+
+
 @final
 class Counts:
     """The numbers of one pool. Whoever changes them has the pool's lock."""
@@ -323,12 +326,12 @@ class Counts:
     def begin(self, waited: float) -> None:
         """Count a job that begins, after so many seconds."""
         self.running += 1
-        self.waits[bisect_left(HISTOGRAM_BOUNDS, waited)] += 1
+        self.waits[0 if waited <= _FIRST else bisect_left(HISTOGRAM_BOUNDS, waited)] += 1
 
     def end(self, ran: float) -> None:
         """Count a job that ends, after so many seconds."""
         self.running -= 1
-        self.runs[bisect_left(HISTOGRAM_BOUNDS, ran)] += 1
+        self.runs[0 if ran <= _FIRST else bisect_left(HISTOGRAM_BOUNDS, ran)] += 1
 
     def show(self, *, queued: int, workers: int, abandoned: int) -> WorkerPoolMetrics:
         """Return them as a record."""

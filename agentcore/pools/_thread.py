@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Final, final
 from agentcore.errors import JobCancelledError
 from agentcore.pools._calls import WorkerCalls
 from agentcore.pools._jobs import RUNNING, Job, current_worker, own_error
+from agentcore.pools._owning import WorkerOwningPool
 from agentcore.pools._records import ThreadWorkerPoolConfig, WorkerPoolConfig, WorkerPoolType
-from agentcore.pools._workers import Worker, WorkerOwningPool
+from agentcore.pools._workers import Worker
 
 
 @final

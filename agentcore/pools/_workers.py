@@ -1,4 +1,4 @@
-"""Pools that own their workers: what threads and processes have in common.
+"""Pools that own their workers: what threads and processes have in common, from the queue to the outcome of a job.
 
 Each worker is a thread of this process; what it does with a job is for the kind to say. A job goes from the queue straight
 to the worker, and its outcome straight to whoever waits: the event loop, if there is one, only learns of it. So it may be
@@ -11,14 +11,12 @@ the collector of garbage may run anything at any place, even a submission.
 from __future__ import annotations
 
 import abc
-import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, Literal, Self, final
+from typing import Any, final
 
 import anyio
-import anyio.lowlevel
 
 from agentcore import _interop
 from agentcore._context import detached_context
@@ -28,19 +26,45 @@ from agentcore.errors import (
     WorkerCrashedError,
     WorkerPoolBrokenError,
     WorkerPoolClosedError,
-    WorkerPoolDeadlockError,
     WorkerPoolError,
     WorkerPoolFullError,
 )
 from agentcore.pools._base import BaseWorkerPool
 from agentcore.pools._future import PoolFuture
-from agentcore.pools._jobs import QUEUED, RUNNING, SETTLED, Job, JobQueue, current_worker, enter_worker, propagate_task
+from agentcore.pools._jobs import QUEUED, RUNNING, SETTLED, Job, JobQueue, Listener, enter_worker, propagate_task
 from agentcore.pools._manager import Manager
-from agentcore.pools._records import DEFAULT_OPTIONS, Counts, JobInfo, JobOptions, WorkerPoolMetrics, WorkerPoolReport
-
-_logger: Final = logging.getLogger("agentcore.pools")
+from agentcore.pools._records import DEFAULT_OPTIONS, Counts, JobInfo, JobOptions, WorkerPoolMetrics
 
 
+@final
+class Told:
+    """Who is to be told of what, as soon as the lock is free."""
+
+    __slots__ = ("calm", "listeners")
+
+    def __init__(self, listeners: list[tuple[Listener | None, Job]], calm: list[Callable[[], object]]) -> None:
+        self.listeners = listeners
+        self.calm = calm
+
+    @classmethod
+    def all(cls, several: Iterable[Told]) -> Told:
+        """Return the sum of several."""
+        told = cls([], [])
+        for one in several:
+            told.listeners += one.listeners
+            told.calm += one.calm
+        return told
+
+    def tell(self) -> None:
+        """Tell them; first those who wait for the end of everything."""
+        for callback in self.calm:
+            callback()
+        for listener, job in self.listeners:
+            if listener is not None:
+                listener.job_ended(job)
+
+
+@final
 class Worker:
     """One thread that runs jobs.
 
@@ -50,17 +74,18 @@ class Worker:
         job: what it runs, also when that is settled already; None if it waits.
         jobs_done: how many it has run.
         is_replaced: whether another one has its place, since nobody knows when it comes back.
+        is_waiting: whether it waits in line, or has just been called from there.
         thread: None until it is started.
     """
 
-    __slots__ = ("child", "gate", "is_replaced", "job", "jobs_done", "number", "pool", "thread")
+    __slots__ = ("child", "gate", "is_replaced", "is_waiting", "job", "jobs_done", "number", "pool", "thread")
 
-    def __init__(self, pool: WorkerOwningPool, number: int) -> None:
+    def __init__(self, pool: WorkingPool, number: int) -> None:
         self.pool = pool
         self.number = number
         self.job: Job | None = None
         self.jobs_done = 0
-        self.is_replaced = False
+        self.is_replaced = self.is_waiting = False
         self.thread: threading.Thread | None = None
         # Locked while there is nothing to do.
         self.gate = threading.Lock()
@@ -73,8 +98,8 @@ class Worker:
         return self.thread.ident if self.thread is not None else None
 
 
-class WorkerOwningPool(BaseWorkerPool):
-    """A pool whose workers are threads of its own, whatever they do."""
+class WorkingPool(BaseWorkerPool):
+    """A pool whose workers are threads of its own, whatever they do: from the queue to the outcome of a job."""
 
     def __init__(self, name: str, config: Any = None) -> None:
         super().__init__(name, config)
@@ -176,19 +201,37 @@ class WorkerOwningPool(BaseWorkerPool):
     async def _perform(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
     ) -> Any:
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        room = WaitingRoom.current()
+        await room.checkpoint_if_cancelled()
         job = self._make(function, args, kwargs, options)
-        waiter = WaitingRoom.current().waiter()
-        call = _Call(self, job, waiter, options.abandon_on_cancel)
-        job.listener = call
+        job.listener = waiter = room.waiter()
         if _interop.is_time_replaced():
-            await call.wait_in_simulation(options)
+            await self._perform_in_simulation(job, waiter, options)
         else:
             self._admit(job, must_fit=options.when_full == "raise")
-            await waiter.wait(call.may_leave)
+            await waiter.wait(partial(self.withdraw, job, abandon=options.abandon_on_cancel))
         if isinstance(job.error, JobCancelledError):
-            await anyio.lowlevel.checkpoint_if_cancelled()  # by the cancellation of this very call
+            await room.checkpoint_if_cancelled()  # by the cancellation of this very call
         return job.give()
+
+    async def _perform_in_simulation(self, job: Job, waiter: Waiter, options: JobOptions) -> None:
+        """Hand a job over and wait for it, in the time of the event loop, which stands still while the job runs."""
+        make = _interop.sources.get().hand_off
+        job.hand_off = make() if make is not None else None
+
+        def may_leave() -> bool:
+            if scope.deadline <= anyio.current_time():
+                self.expire(job)
+                return True
+            return self.withdraw(job, abandon=options.abandon_on_cancel)
+
+        try:
+            self._admit(job, must_fit=options.when_full == "raise")
+            with anyio.move_on_after(options.timeout) as scope:
+                await waiter.wait(may_leave)
+        finally:
+            if job.hand_off is not None:
+                job.hand_off.leave()
 
     def _admit(self, job: Job, *, must_fit: bool) -> None:
         """Put a job into the queue, and have a worker come for it."""
@@ -264,45 +307,66 @@ class WorkerOwningPool(BaseWorkerPool):
             self._open(worker)
         except BaseException as error:  # noqa: BLE001 - told to everybody
             self._break(error)
+        job: Job | None = None
         try:
-            job = self._turn(worker)
-            while job is not None:
-                job = self._turn(worker, job, *self._attempt(worker, job))
+            while True:
+                if job is None:
+                    job = self._wait_for_job(worker)
+                    if job is None:
+                        return
+                value, raised = self._attempt(worker, job)
+                job = self._turn(worker, job, value, raised)
+                del value, raised  # a worker that waits keeps nothing
         finally:
             self._close(worker)
 
     def _attempt(self, worker: Worker, job: Job) -> tuple[Any, BaseException | None]:
-        run = self._run if job.hand_off is None else job.hand_off.wrap(self._run)
-        outcome: tuple[Any, BaseException | None] = run(worker, job)
+        if job.hand_off is None:
+            return self._run(worker, job)
+        outcome: tuple[Any, BaseException | None] = job.hand_off.wrap(self._run)(worker, job)
         return outcome
 
-    def _turn(
-        self, worker: Worker, done: Job | None = None, value: Any = None, error: BaseException | None = None
-    ) -> Job | None:
-        """Settle the job that a worker has done, and return the next one as soon as there is one; None if it is to end."""
+    def _turn(self, worker: Worker, done: Job, value: Any, error: BaseException | None) -> Job | None:
+        """Settle the job that a worker has done, and return the next one; None if there is none now."""
         with self._lock:
-            told = self._settle_done(worker, done, value, error) if done is not None else _NOBODY
+            calm = self._settle_done(worker, done, value, error)
+            listener, done.listener = done.listener, None
             job, new = self._next(worker)
-        told.tell()
-        del done, value, error, told  # a worker that waits keeps nothing
-        while True:
+        # Those first who wait for the end of everything: in a simulation nothing may be missed by then.
+        for callback in calm:
+            callback()
+        if listener is not None:
+            listener.job_ended(done)
+        if new is not None:
+            self._start(new)
+        return job
+
+    def _wait_for_job(self, worker: Worker) -> Job | None:
+        """Return the next job as soon as there is one; None if the worker is to end."""
+        with self._lock:
+            # Otherwise it has looked already, and waits in line, or was called from there meanwhile.
+            job, new = (None, None) if worker.is_waiting else self._next(worker)
+        while job is None:
             if new is not None:
                 self._start(new)
-            if job is not None or worker not in self._workers:
-                return job
+            if worker not in self._workers:
+                return None
             is_called = worker.gate.acquire(timeout=_patience(self.config.idle_timeout))
             with self._lock:
                 if not is_called and worker in self._idle:
                     self._idle.remove(worker)
                     self._leave(worker)
-                    job = new = None
-                else:
-                    if not is_called:
-                        worker.gate.acquire()  # it was called at the very last moment
-                    job, new = self._next(worker)
+                    return None
+                if not is_called:
+                    worker.gate.acquire()  # it was called at the very last moment
+                worker.is_waiting = False
+                job, new = self._next(worker)
+        return job
 
     def _next(self, worker: Worker) -> tuple[Job | None, Worker | None]:
         """Take a job, or wait in line, or leave. Under the lock; returns the job, and a worker that is to be started."""
+        if worker not in self._workers:
+            return None, None
         limit = self._max_jobs
         if worker.is_replaced or (limit is not None and worker.jobs_done >= limit):
             self._leave(worker)
@@ -311,6 +375,7 @@ class WorkerOwningPool(BaseWorkerPool):
         if job is None:
             if self._state == "open":
                 self._idle.append(worker)
+                worker.is_waiting = True
             else:
                 self._leave(worker)
             return None, None
@@ -335,14 +400,15 @@ class WorkerOwningPool(BaseWorkerPool):
 
     # Outcomes. Each is decided under the lock and told without it.
 
-    def _settle_done(self, worker: Worker, job: Job, value: Any, error: BaseException | None) -> _Told:
-        """Settle a job that has come to its end, unless that was done before."""
+    def _settle_done(
+        self, worker: Worker, job: Job, value: Any, error: BaseException | None
+    ) -> Sequence[Callable[[], object]]:
+        """Settle a job that has come to its end, unless that was done before; returns who waits for the last one."""
         worker.job = None
         worker.jobs_done += 1
         if job.state is SETTLED:  # nobody has waited for this
             self._abandoned -= 1
-            job.release()
-            return _NOBODY
+            return ()
         job.value, job.error = value, error
         if error is None:
             self._counts.succeeded += 1
@@ -352,19 +418,21 @@ class WorkerOwningPool(BaseWorkerPool):
             self._counts.cancelled += 1
         else:
             self._counts.failed += 1
-        told = self._settle(job)
-        job.release()
-        return told
+        self._counts.end(_interop.clock() - job.started)
+        job.state = SETTLED
+        if job.deadline is not None:
+            job.release()  # the manager still has it
+        return self._take_calm() if self._state != "open" else ()
 
-    def _settle(self, job: Job) -> _Told:
+    def _settle(self, job: Job) -> Told:
         """Decide the outcome, which stands in the job."""
         if job.state is RUNNING:
             self._counts.end(_interop.clock() - job.started)
         job.state = SETTLED
         listener, job.listener = job.listener, None
-        return _Told([(listener, job)], self._take_calm())
+        return Told([(listener, job)], self._take_calm())
 
-    def _settle_queued(self, job: Job, error: BaseException | None) -> _Told:
+    def _settle_queued(self, job: Job, error: BaseException | None) -> Told:
         """Settle a job that has not begun; without an error it was cancelled."""
         job.error = error
         job.is_cancelled = error is None or isinstance(error, WorkerPoolClosedError)
@@ -373,7 +441,7 @@ class WorkerOwningPool(BaseWorkerPool):
         job.release()
         return told
 
-    def _settle_running(self, job: Job, error: BaseException | None) -> tuple[_Told, Worker | None]:
+    def _settle_running(self, job: Job, error: BaseException | None) -> tuple[Told, Worker | None]:
         """Settle a job whose worker is still at it; also returns a worker that is to be started in its place."""
         worker: Worker = job.worker
         job.error = error
@@ -464,7 +532,7 @@ class WorkerOwningPool(BaseWorkerPool):
             if self._state in ("closed", "broken"):
                 return
             self._state, self._cause = "broken", error
-            told = _Told.all(self._settle_queued(job, self._broken_error()) for job in self._queue.take_all())
+            told = Told.all(self._settle_queued(job, self._broken_error()) for job in self._queue.take_all())
             self._counts.failed += len(told.listeners)
             self._dismiss_idle()
             self._close_if_over()
@@ -489,145 +557,6 @@ class WorkerOwningPool(BaseWorkerPool):
             {"pool": self.name, "max_queue_size": self.config.max_queue_size},
         )
 
-    def threads(self) -> list[int] | None:
-        """Return the threads of the workers; None if there could be more of them."""
-        with self._lock:
-            idents = [worker.ident for worker in self._workers if not worker.is_replaced]
-            if len(idents) < self._size or any(ident is None for ident in idents):
-                return None
-            return [ident for ident in idents if ident is not None]
-
-    # The end.
-
-    async def shutdown(self, wait: bool = True, timeout: float | None = None) -> WorkerPoolReport:
-        """Take no further jobs and end the workers; see `BaseWorkerPool.shutdown`."""
-        limit = self._limit(timeout)
-        began = _interop.monotonic()
-        await anyio.lowlevel.checkpoint()
-        self._begin_end(cancel_waiting=not wait)
-        if wait:
-            if not await self._wait_until_calm(limit):
-                self._cut_short()
-            await self._join()
-        return self._report(began)
-
-    async def _finish(self, grace: float | None) -> WorkerPoolReport:
-        began = _interop.monotonic()
-        with anyio.CancelScope(shield=True):
-            self._begin_end(cancel_waiting=grace == 0)
-            if grace == 0 or not await self._wait_until_calm(grace):
-                self._cut_short()
-            await self._join()
-        return self._report(began)
-
-    async def _abort(self) -> WorkerPoolReport:
-        began = _interop.monotonic()
-        with anyio.CancelScope(shield=True):
-            self._begin_end(cancel_waiting=True)
-            with self._lock:
-                for worker in self._workers:
-                    if worker.job is not None and worker.job.state is RUNNING:
-                        self._interrupt(worker, worker.job)
-            if not await self._wait_until_calm(self.config.shutdown_timeout):
-                self._cut_short()
-            await self._join()
-        return self._report(began)
-
-    async def _supervise(self) -> None:
-        """Own the pool until it is closed. If whoever lives around it is cancelled before, it ends at once."""
-        waiter = WaitingRoom.current().waiter()
-        with self._lock:
-            if self._state == "closed":
-                return
-            self._closed.append(waiter.call)
-        try:
-            await waiter.wait(_leaves)
-        finally:
-            if not waiter.is_woken:
-                await self._finish(0)  # noqa: ASYNC102 - shields itself
-
-    def __enter__(self) -> Self:
-        if self._state != "open":
-            raise self._closed_error()
-        return self
-
-    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> Literal[False]:
-        self._end_blocking(cancel_waiting=exc is not None)
-        return False
-
-    def _end_blocking(self, *, cancel_waiting: bool) -> None:
-        if getattr(current_worker(), "pool", None) is self:
-            raise WorkerPoolDeadlockError(
-                f"the end of worker pool {self.name!r} would wait for the job that asks for it: got a call in {self!r} itself; "
-                "leave the pool elsewhere",
-                {"pool": self.name},
-            )
-        self._begin_end(cancel_waiting=cancel_waiting)
-        calm = threading.Event()
-        if self._when_calm(calm.set) and not calm.wait(self.config.shutdown_timeout):
-            self._cut_short()
-        self._join_threads()
-
-    def _begin_end(self, *, cancel_waiting: bool) -> None:
-        """Take no further jobs; cancel those that have not begun, or let them."""
-        with self._lock:
-            if self._state == "open":
-                self._state = "draining"
-            waiting = self._queue.take_all() if cancel_waiting else []
-            self._counts.cancelled += len(waiting)
-            told = _Told.all(self._settle_queued(job, self._closed_error()) for job in waiting)
-            self._dismiss_idle()
-            self._space.notify_all()
-            self._close_if_over()
-        told.tell()
-
-    def _dismiss_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for worker in idle:
-            worker.gate.release()
-
-    def _when_calm(self, callback: Callable[[], object]) -> bool:
-        """Call back when the last job is settled; tell whether there still is one."""
-        with self._lock:
-            if not self._queue and not self._counts.running:
-                return False
-            self._calm.append(callback)
-            return True
-
-    async def _wait_until_calm(self, limit: float | None) -> bool:
-        """Wait until the last job is settled; tell whether that came in time."""
-        waiter = WaitingRoom.current().waiter()
-        if not self._when_calm(waiter.call):
-            return True
-        with anyio.move_on_after(limit):
-            await waiter.wait(_leaves)
-        return waiter.is_woken
-
-    def _cut_short(self) -> None:
-        """Settle everything that there is, whatever its workers do."""
-        with self._lock:
-            waiting = self._queue.take_all()
-            self._counts.cancelled += len(waiting)
-            cut = [job.describe() for job in waiting]
-            told = [self._settle_queued(job, self._closed_error()) for job in waiting]
-            for worker in list(self._workers):
-                job = worker.job
-                if job is not None and job.state is RUNNING:
-                    cut.append(job.describe())
-                    self._counts.cancelled += 1
-                    told.append(self._settle_running(job, self._closed_error())[0])
-                if job is not None and not worker.is_replaced and not self._is_free_soon(worker):
-                    worker.is_replaced = True  # nobody waits for it, whatever the limit for those is
-                    self._replaced += 1
-            self._cut += cut
-            self._dismiss_idle()
-            self._close_if_over()
-        _Told.all(told).tell()
-        if cut:
-            _logger.warning(
-                "worker pool %r was shut down before these jobs had ended: %s", self.name, ", ".join(cut[:20])
-            )
-
     def _close_if_over(self) -> None:
         """Be closed when the last worker has left that is not given up. Under the lock."""
         if self._state == "open" or len(self._workers) > self._replaced or self._queue:
@@ -640,95 +569,18 @@ class WorkerOwningPool(BaseWorkerPool):
         for callback in closed:
             callback()
 
-    async def _join(self) -> None:
-        with anyio.CancelScope(shield=True):
-            await _interop.run_in_thread(self._join_threads)
+    def _dismiss_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.gate.release()
 
-    def _join_threads(self) -> None:
-        """Wait for the threads, which have nothing to do any more; not for those that were given up."""
+    def threads(self) -> list[int] | None:
+        """Return the threads of the workers; None if there could be more of them."""
         with self._lock:
-            threads = [*self._leaving, *(worker.thread for worker in self._workers if not worker.is_replaced)]
-        for thread in threads:
-            if thread is not None and thread is not threading.current_thread():
-                thread.join()
-        if self._manager is not None:
-            self._manager.join()
-
-    def _report(self, began: float) -> WorkerPoolReport:
-        with self._lock:
-            cut = tuple(self._cut)
-        return WorkerPoolReport(drained=not cut, cut_short=cut, duration=_interop.monotonic() - began)
-
-
-@final
-class _Call:
-    """A caller that waits for his job in an event loop."""
-
-    __slots__ = ("_abandon", "_job", "_pool", "_scope", "_waiter")
-
-    def __init__(self, pool: WorkerOwningPool, job: Job, waiter: Waiter, abandon: bool) -> None:
-        self._pool = pool
-        self._job = job
-        self._waiter = waiter
-        self._abandon = abandon
-        self._scope: anyio.CancelScope | None = None
-
-    def job_ended(self, job: Job) -> None:
-        """Have the caller go on."""
-        del job
-        self._waiter.call()
-
-    def may_leave(self) -> bool:
-        """Decide whether the cancelled caller may go at once."""
-        scope = self._scope
-        if scope is not None and scope.deadline <= anyio.current_time():
-            self._pool.expire(self._job)
-            return True
-        return self._pool.withdraw(self._job, abandon=self._abandon)
-
-    async def wait_in_simulation(self, options: JobOptions) -> None:
-        """Hand the job over and wait for it, in the time of the event loop, which stands still while the job runs."""
-        pool, job = self._pool, self._job
-        make = _interop.sources.get().hand_off
-        job.hand_off = make() if make is not None else None
-        try:
-            pool._admit(job, must_fit=options.when_full == "raise")
-            with anyio.move_on_after(options.timeout) as self._scope:
-                await self._waiter.wait(self.may_leave)
-        finally:
-            if job.hand_off is not None:
-                job.hand_off.leave()
-
-
-@final
-class _Told:
-    """Who is to be told of what, as soon as the lock is free."""
-
-    __slots__ = ("calm", "listeners")
-
-    def __init__(self, listeners: list[tuple[Any, Job]], calm: list[Callable[[], object]]) -> None:
-        self.listeners = listeners
-        self.calm = calm
-
-    @classmethod
-    def all(cls, several: Iterable[_Told]) -> _Told:
-        """Return the sum of several."""
-        told = cls([], [])
-        for one in several:
-            told.listeners += one.listeners
-            told.calm += one.calm
-        return told
-
-    def tell(self) -> None:
-        """Tell them. First those who wait for the end of everything: in a simulation nothing may be missed by then."""
-        for callback in self.calm:
-            callback()
-        for listener, job in self.listeners:
-            if listener is not None:
-                listener.job_ended(job)
-
-
-_NOBODY: Final = _Told([], [])
+            idents = [worker.ident for worker in self._workers if not worker.is_replaced]
+            if len(idents) < self._size or any(ident is None for ident in idents):
+                return None
+            return [ident for ident in idents if ident is not None]
 
 
 def _follow_in_simulation(job: Job, future: PoolFuture[Any]) -> None:
@@ -740,10 +592,6 @@ def _follow_in_simulation(job: Job, future: PoolFuture[Any]) -> None:
         hand_off = job.hand_off = make()
         post = _interop.wake_up_function()
         future.add_done_callback(lambda _: post(hand_off.leave))
-
-
-def _leaves() -> bool:
-    return True
 
 
 def _patience(seconds: float | None) -> float:
