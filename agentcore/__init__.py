@@ -40,6 +40,7 @@ from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStat
 from agentcore._scheduler import TaskStatistics
 from agentcore._streams import AgentStream
 from agentcore._sync import SyncRuntime, SyncTaskHandle, sync_runtime
+from agentcore._system import SystemContext, initialize_system, shutdown_system
 from agentcore._task_records import Checkpoint
 from agentcore._tasks import BaseTask, TaskFactory, TaskResult
 from agentcore.abc import WorkerPool
@@ -122,10 +123,13 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "ShutdownReport",
     "SyncRuntime",
     "SyncTaskHandle",
+    "SystemContext",
     "TaskStatistics",
     "execute_task",
+    "initialize_system",
     "lifespan",
     "run",
+    "shutdown_system",
     "sync_runtime",
     # configuration and observation
     "LoggingConfiguration",

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias, TypeVar, TypeVarTuple, overload
 
 import anyio
 
-from agentcore import _interop
+from agentcore import _interop, _signals
 from agentcore._rules.task_states import TaskPriority
 from agentcore._runtime import AgentRuntime
 from agentcore._runtime_records import RuntimeConfig
@@ -98,7 +98,7 @@ def run(
     async def block() -> None:
         with anyio.CancelScope() as scope:
             interruption = _Interruption(scope, signals)
-            with _interop.signals_to(interruption, SIGNALS):
+            with _signals.signals_to(interruption, SIGNALS):
                 async with anyio.create_task_group() as group:
                     group.start_soon(interruption.drain, runtime)
                     try:

@@ -1,7 +1,7 @@
-"""The one place that knows which event loop runs: clock, random source, threads, host tasks, wake-ups, signals.
+"""The one place that knows which event loop runs: clock, random source, threads, host tasks, wake-ups.
 
 Everything else speaks AnyIO. What is injected under test (time, randomness, identifiers) and what leaves the event loop
-(threads, signals) goes through here, so that there is exactly one seam for each.
+for a thread goes through here, so that there is exactly one seam for each.
 
 Private attributes of other libraries that this module touches: none.
 """
@@ -14,15 +14,13 @@ import itertools
 import math
 import os
 import random
-import signal
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from types import FrameType
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, cast, final
 
 import anyio
@@ -583,31 +581,3 @@ def forget_library(context: Context) -> None:
     variable = _library()
     if variable is not None and variable.get() is not None:
         context.run(variable.set, None)
-
-
-def interrupt() -> None:
-    """Do what Ctrl-C does. As a callback of the event loop, on trio too, where it reaches the main task from there."""
-    signal.raise_signal(signal.SIGINT)
-
-
-@contextmanager
-def signals_to(callback: Callable[[int], object], signals: Iterable[signal.Signals]) -> Generator[None]:
-    """Call back on signals inside the block, then restore the handlers that were there.
-
-    The callback runs as a plain Python signal handler, between two bytecodes of the main thread: even a loop that is
-    blocked by a busy callback cannot hold it up. Outside the main thread, where no handler can be set, this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handler(number: int, _frame: FrameType | None) -> None:
-        callback(number)
-
-    previous = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            # None: the old handler was not set from Python and cannot be set again from here.
-            signal.signal(number, old if old is not None else signal.SIG_DFL)

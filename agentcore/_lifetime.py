@@ -20,7 +20,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from agentcore import _interop
+from agentcore import _interop, _signals
 from agentcore._context import current_runtime
 from agentcore._directory import Directory
 from agentcore._events import EventLog
@@ -227,7 +227,7 @@ class Lifetime:
             interrupted = any(isinstance(leaf, KeyboardInterrupt) for leaf in _interop.leaves_of(error))
             if interrupted and self._post is not None:
                 # It came to a task of the runtime by chance, and is meant for the program: that gets it once more.
-                self._post(_interop.interrupt)
+                self._post(_signals.interrupt)
         elif self.group is not None:
             self.group.cancel_scope.cancel(f"the runtime has failed: {error!r}")
 

@@ -459,16 +459,13 @@ class AgentRuntime:
         return self.breakers.get(name, config, probe)
 
     def pool(
-        self,
-        name: str,
-        pool_type: WorkerPoolType | str | None = None,
-        config: AnyWorkerPoolConfig | None = None,
+        self, name: str, pool_type: WorkerPoolType | str | None = None, config: AnyWorkerPoolConfig | None = None
     ) -> AnyWorkerPool:
         """Return this runtime's worker pool of a name, made at the first call. It ends with the runtime.
 
         Args:
             name: what it is called.
-            pool_type: what runs its jobs. If omitted: whatever it is, if it is there already, else ``queue_asyncio``.
+            pool_type: what runs its jobs; if omitted, what it is already, else ``queue_asyncio``.
             config: how it behaves; whatever it is, if omitted and it is there already.
 
         Raises:
@@ -493,12 +490,8 @@ class AgentRuntime:
 
     def statistics(self) -> RuntimeStatistics:
         """Return what has been done so far."""
-        return RuntimeStatistics(
-            state=self.tasks.state,
-            tasks=self.tasks.statistics(),
-            asks=len(self.tasks.calls),
-            pools=self.pools.statistics(),
-        )
+        tasks, pools = self.tasks.statistics(), self.pools.statistics()
+        return RuntimeStatistics(state=self.tasks.state, tasks=tasks, asks=len(self.tasks.calls), pools=pools)
 
     def health(self) -> RuntimeHealth:
         """Return whether the runtime works, and what has failed in its background; for a server's health check."""

@@ -9,12 +9,13 @@
 | `registry:tools` | `get` of the registry called `tools` |
 | `breaker:api` | what the circuit breaker called `api` calls, by `execute` or as a decorator |
 | `resource:db` | the opening of the resource called `db` |
+| `pool:pages` | the jobs of the worker pool called `pages` that somebody waits for: `asubmit`, `amap`, `as_completed` |
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from agentcore import BaseAgent, CircuitBreaker, Registry, _interop
+from agentcore import BaseAgent, BaseWorkerPool, CircuitBreaker, Registry, _interop
 from agentcore._directory import FunctionAgent
 from agentcore._resources import Resources
 
@@ -44,7 +45,7 @@ def _order(cls: type) -> tuple[str, str]:
 
 
 def _called(name: str, owner: type, method: str) -> Callable[..., bool]:
-    def matches(self: BaseAgent, *_args: Any) -> bool:
+    def matches(self: Any, *_args: Any, **_kwargs: Any) -> bool:
         # The outermost method only: one that calls `super()` is still one call.
         return self.name == name and next(cls for cls in type(self).__mro__ if method in vars(cls)) is owner
 
@@ -74,9 +75,16 @@ def _resources(name: str) -> Target:
     return Target(Resources, "enter", matches=lambda _resources, _manager, called, *_args: called == name)
 
 
+def _pools(name: str) -> list[Target]:
+    # One place for each kind of workers. The abstract method is none: an override of it need not call it.
+    classes = {cls for cls in _subclasses(BaseWorkerPool) if "_perform" in vars(cls)} - {BaseWorkerPool}
+    return [Target(cls, "_perform", matches=_called(name, cls, "_perform")) for cls in sorted(classes, key=_order)]
+
+
 register_targets("agent", _agents)
 register_targets("handler", _handlers)
 register_targets("thread", _threads)
 register_targets("registry", _registries)
 register_targets("breaker", _breakers)
 register_targets("resource", _resources)
+register_targets("pool", _pools)

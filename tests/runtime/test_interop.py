@@ -19,12 +19,12 @@ from agentcore._interop import (
     Sources,
     new_id,
     run_in_thread,
-    signals_to,
     sources,
     split_cancellation,
     use_sources,
     wake_up_function,
 )
+from agentcore._signals import signals_to
 
 FIXED = Sources(monotonic=lambda: 1.5, wall=lambda: 2.5, random=random.Random(1))
 
