@@ -319,6 +319,8 @@ class LoopWorkerPool(BaseWorkerPool):
         """Run a job whose caller may be cancelled, or that may take too long."""
         scope = job.worker = anyio.CancelScope()
         phase, limit = self._limit_of(job, scope)
+        if job.is_unwanted:  # since before its first step
+            scope.cancel("whoever waits for the job was cancelled")
         value: Any = None
         with scope:
             value = await _drive(context, self._start(job))

@@ -177,7 +177,9 @@ class HostedWorkerPools(WorkerPools):
             pool._settle_in()
         host = Host.current()
         try:
-            await host.move_in(partial(self._live, pool, host), f"worker pool {name}")
+            # Shielded, for the pool may be in other hands already. It is a matter of a step or two of the host.
+            with anyio.CancelScope(shield=True):
+                await host.move_in(partial(self._live, pool, host), f"worker pool {name}")
         except BaseException as error:
             if self._pools.get(name) is pool:
                 del self._pools[name]

@@ -102,7 +102,11 @@ class WorkerOwningPool(WorkingPool):
             await waiter.wait(_leaves)
         finally:
             if not waiter.is_woken:
-                await self._finish(0)  # noqa: ASYNC102 - shields itself
+                if _interop.is_in_loop():
+                    await self._finish(0)  # noqa: ASYNC102 - shields itself
+                else:  # closed under its tasks: there is nothing to wait with
+                    self._begin_end(cancel_waiting=True)
+                    self._cut_short()
 
     def __enter__(self) -> Self:
         if self._state != "open":
