@@ -341,7 +341,8 @@ def wake_up_function() -> Callable[[Callable[[], object]], None]:
 
 def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
     """Start a thread that the end of the interpreter does not wait for. Who starts it joins it."""
-    thread = threading.Thread(target=function, name=name, daemon=True)
+    # With the clock of whoever starts it, and no other variable.
+    thread = threading.Thread(target=fresh_context().run, args=(function,), name=name, daemon=True)
     thread.start()
     return thread
 

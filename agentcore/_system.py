@@ -18,7 +18,6 @@ import anyio.lowlevel
 import attrs
 
 from agentcore import _registry
-from agentcore._agent_records import check_seconds
 from agentcore._agents import BaseAgent
 from agentcore._breaker import CircuitBreaker
 from agentcore._breakers import clear_circuit_breakers, get_circuit_breaker, of_process
@@ -26,7 +25,7 @@ from agentcore._current_pools import _current_runtime
 from agentcore._directory import AGENTS, HANDLERS
 from agentcore._registration import register_agents, register_task_handlers, register_tools
 from agentcore._registry import Registry, get_registry
-from agentcore._rules.backoff import show
+from agentcore._rules.backoff import check_number, show
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._runtime import AgentRuntime
 from agentcore._runtime_records import RuntimeConfig, ShutdownReport
@@ -217,9 +216,9 @@ class SystemContext:
         """Take nothing any more, and let the tasks that there are go on for so many seconds."""
         self.accepting_tasks = False
         if (count := len(self.task_queue)) > 0:
-            _logger.info("waiting for %d tasks to end, up to %g s", count, limit)
+            _logger.info("waiting up to %g s for the end of tasks: %d", limit, count)
         if self.runtime is not None and not await self.runtime.drain(limit):
-            _logger.warning("%d tasks have not ended within %g s and are cancelled", len(self.task_queue), limit)
+            _logger.warning("tasks that have not ended within %g s are cancelled: %d", limit, len(self.task_queue))
 
     async def _end(self, limit: float) -> None:
         """Cancel what still runs, terminate the agents, and give the pools so many seconds for the jobs they have."""
@@ -353,12 +352,7 @@ async def shutdown_system(system_context: SystemContext, timeout: float = 30.0) 
             f"shutdown_system takes a SystemContext: got {show(system_context)}; pass what initialize_system has returned",
             {"name": "system_context", "value": system_context},
         )
-    if timeout is None:
-        raise ConfigurationError(
-            "timeout of shutdown_system must be a number of seconds: got None; shutting down always has a limit",
-            {"name": "timeout", "value": None},
-        )
-    check_seconds("timeout", timeout)
+    check_number("shutdown_system", "timeout", timeout, "use 0 to cut everything short", unit="seconds")
     system_context._check_outside()
     runtime, limit = system_context.runtime, 0.0
     try:

@@ -6,7 +6,7 @@ import enum
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar, final
@@ -202,6 +202,34 @@ class JobQueue:
     def take_all(self) -> list[Job]:
         """Return everything in it, the most urgent first, to be settled and discarded."""
         return [job for band in reversed(self._bands) for job in band if job.state is QUEUED]
+
+
+@final
+class Told:
+    """Who is to be told of what, as soon as the lock is free."""
+
+    __slots__ = ("calm", "listeners")
+
+    def __init__(self, listeners: list[tuple[Listener | None, Job]], calm: list[Callable[[], object]]) -> None:
+        self.listeners = listeners
+        self.calm = calm
+
+    @classmethod
+    def all(cls, several: Iterable[Told]) -> Told:
+        """Return the sum of several."""
+        told = cls([], [])
+        for one in several:
+            told.listeners += one.listeners
+            told.calm += one.calm
+        return told
+
+    def tell(self) -> None:
+        """Tell them; first those who wait for the end of everything."""
+        for callback in self.calm:
+            callback()
+        for listener, job in self.listeners:
+            if listener is not None:
+                listener.job_ended(job)
 
 
 # What runs in each thread, for those who ask from inside of a job: the worker, set once for each thread.

@@ -14,9 +14,9 @@ from agentcore import _interop
 from agentcore._interop import WaitingRoom
 from agentcore.errors import WorkerPoolDeadlockError
 from agentcore.pools._executor import WorkerPoolExecutor
-from agentcore.pools._jobs import RUNNING, current_worker
+from agentcore.pools._jobs import RUNNING, Told, current_worker
 from agentcore.pools._records import WorkerPoolReport
-from agentcore.pools._workers import Told, WorkingPool
+from agentcore.pools._workers import WorkingPool
 
 _logger: Final = logging.getLogger("agentcore.pools")
 
@@ -95,7 +95,7 @@ class WorkerOwningPool(WorkingPool):
         """Own the pool until it is closed. If whoever lives around it is cancelled before, it ends at once."""
         waiter = WaitingRoom.current().waiter()
         with self._lock:
-            if self._state == "closed":
+            if self._is_over:
                 return
             self._closed.append(waiter.call)
         try:
@@ -133,7 +133,7 @@ class WorkerOwningPool(WorkingPool):
     def _begin_end(self, *, cancel_waiting: bool) -> None:
         """Take no further jobs; cancel those that have not begun, or let them."""
         with self._lock:
-            if self._state == "open":
+            if self._state in ("open", "broken"):
                 self._state = "draining"
             waiting = self._queue.take_all() if cancel_waiting else []
             self._counts.cancelled += len(waiting)

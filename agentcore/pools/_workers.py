@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -31,37 +31,9 @@ from agentcore.errors import (
 )
 from agentcore.pools._base import BaseWorkerPool
 from agentcore.pools._future import PoolFuture
-from agentcore.pools._jobs import QUEUED, RUNNING, SETTLED, Job, JobQueue, Listener, enter_worker, propagate_task
+from agentcore.pools._jobs import QUEUED, RUNNING, SETTLED, Job, JobQueue, Told, enter_worker, propagate_task
 from agentcore.pools._manager import Manager
 from agentcore.pools._records import DEFAULT_OPTIONS, Counts, JobInfo, JobOptions, WorkerPoolMetrics
-
-
-@final
-class Told:
-    """Who is to be told of what, as soon as the lock is free."""
-
-    __slots__ = ("calm", "listeners")
-
-    def __init__(self, listeners: list[tuple[Listener | None, Job]], calm: list[Callable[[], object]]) -> None:
-        self.listeners = listeners
-        self.calm = calm
-
-    @classmethod
-    def all(cls, several: Iterable[Told]) -> Told:
-        """Return the sum of several."""
-        told = cls([], [])
-        for one in several:
-            told.listeners += one.listeners
-            told.calm += one.calm
-        return told
-
-    def tell(self) -> None:
-        """Tell them; first those who wait for the end of everything."""
-        for callback in self.calm:
-            callback()
-        for listener, job in self.listeners:
-            if listener is not None:
-                listener.job_ended(job)
 
 
 @final
@@ -112,6 +84,7 @@ class WorkingPool(BaseWorkerPool):
         self._abandoned = self._replaced = self._numbers = 0
         self._manager: Manager | None = None
         self._cause: BaseException | None = None  # of its being broken
+        self._is_over = False  # whether the last worker has left
         self._cut: list[str] = []
         self._leaving: list[threading.Thread] = []
         # Called when the last job is settled, if there are no further ones; and when the last worker has left.
@@ -241,10 +214,10 @@ class WorkingPool(BaseWorkerPool):
             if must_fit and len(self._queue) >= self.config.max_queue_size:
                 self._counts.rejected += 1
                 raise self._full_error()
-            self._queue.push(job)
-            new = self._call_worker()
             if job.deadline is not None or self.config.task_timeout is not None:
                 self._watch(job)
+            self._queue.push(job)
+            new = self._call_worker()
         if new is not None:
             self._start(new)
 
@@ -563,6 +536,7 @@ class WorkingPool(BaseWorkerPool):
             return
         if self._state == "draining":
             self._state = "closed"
+        self._is_over = True
         if self._manager is not None:
             self._manager.stop()
         closed, self._closed = self._closed, []

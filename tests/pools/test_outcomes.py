@@ -1,4 +1,4 @@
-"""The table of outcomes of jobs: what happened × kind of pool → what the caller gets, and what is counted.
+"""The table of outcomes of jobs: what happened, for each kind of pool: what the caller gets, and what is counted.
 
 | outcome | thread | process | queue, asyncio |
 |---|---|---|---|
