@@ -89,6 +89,10 @@ class Host:
     def _start(self, group: anyio.abc.TaskGroup, resident: Callable[[], Awaitable[None]], name: str) -> None:
         group.start_soon(self._lodge, resident, name=name)
 
+    def is_here(self) -> bool:
+        """Tell whether this is the host of the running event loop, or has been."""
+        return _interop.is_in_loop() and self._locals is _interop.loop_locals()
+
     async def wait_if_deserted(self) -> None:
         """Wait until the host has ended, if nobody lives there any more, so that nothing of it is left."""
         if self._deserted.is_set():

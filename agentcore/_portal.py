@@ -23,7 +23,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from agentcore import _interop
 from agentcore._context import current_runtime
-from agentcore.errors import AgentError, CallTimeoutError, RuntimeClosedError
+from agentcore.errors import AgentError, CallTimeoutError, RuntimeClosedError, WorkerPoolDeadlockError
 from agentcore.pools._waits import waiting_for
 
 T = TypeVar("T")
@@ -110,8 +110,12 @@ class Portal:
                 anyio.from_thread.run(self._perform_inline, visit)
                 result = visit.future.result()
             else:
-                self._announce_from_here(post, visit)
-                result = self._wait(post, visit)
+                # A job of a worker pool that the event loop is blocked for, by `PoolFuture.result`, would wait for itself.
+                with waiting_for(self._thread, "a call into the event loop"):
+                    self._announce_from_here(post, visit)
+                    result = self._wait(post, visit)
+        except WorkerPoolDeadlockError:  # before anything was called; or it is what has come of the call
+            raise
         except BaseException:
             if not visit.future.done():  # Ctrl-C, in this thread: the call does not go on behind its back
                 self._leave(post, visit)
@@ -175,13 +179,6 @@ class Portal:
             ) from error
 
     def _wait(self, post: Callable[[Callable[[], object]], None], visit: _Visit) -> Any:
-        if visit.timeout is not None:
-            return self._wait_patiently(post, visit)
-        # A job of a worker pool that the event loop is blocked for, by `PoolFuture.result`, would wait for itself.
-        with waiting_for(self._thread, "a call into the event loop"):
-            return self._wait_patiently(post, visit)
-
-    def _wait_patiently(self, post: Callable[[Callable[[], object]], None], visit: _Visit) -> Any:
         while True:
             try:
                 return visit.future.result(LOOK)

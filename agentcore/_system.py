@@ -181,7 +181,7 @@ class SystemContext:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
         if exc is None:
-            await shutdown_system(self)
+            await shutdown_system(self)  # noqa: ASYNC102 - a cancellation ends the draining; the rest is shielded
         elif self.runtime is not None and self.runtime.hosted:
             # It knows what to make of an exception: what failed in the background is raised together with it.
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from agentcore._breaker import CircuitBreaker
 from agentcore._handle import TaskHandle
@@ -75,6 +75,7 @@ class ResourceKeeper(Protocol):
         """Return what is open by a name."""
 
 
+@runtime_checkable
 class WorkerPool(Protocol):
     """Runs jobs by a bounded number of workers; every kind of pool is one."""
 

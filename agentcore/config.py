@@ -214,8 +214,8 @@ class SystemConfiguration:
     """What a program is configured with; `load_configuration` makes it.
 
     Args:
-        io_workers: workers for what waits; None for as many as there are CPUs.
-        cpu_workers: workers for what computes, likewise.
+        io_workers: workers for what waits; None for as many as there are CPUs, and at least 16.
+        cpu_workers: workers for what computes; None for as many as there are CPUs.
         api_failure_threshold: failures in a row that open the circuit of an external service.
         api_reset_timeout: milliseconds that this circuit stays open.
         logging: for `init_logging`.

@@ -3,10 +3,10 @@
     agentcore run examples/triage.py:workflow --input .
     agentcore run examples/triage.py:workflow --input '{"path": "/usr/lib", "deadline": 2}'
 
-Three agents share the work. The planner finds the files, readers measure them side by side, the summariser makes the
-report. Whatever blocks stands in a plain function, and those run in worker threads: the event loop stays free, and every
-file has a deadline of its own. A file that cannot be read, or not in time, is a line among the findings; the rest of the
-report is complete.
+Three agents share the work. The planner finds the files, readers have them measured side by side, the summariser makes the
+report. The walk through the folders waits for the disk, so it runs in a worker thread. To measure a file is to compute, so
+that runs in a pool of processes: on all CPUs, and where a file that takes too long is ended with its process, whatever it
+does. A file that cannot be read, or not in time, is a line among the findings; the rest of the report is complete.
 """
 
 import ast
@@ -17,7 +17,6 @@ import heapq
 import os
 import re
 import stat
-import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,13 +27,23 @@ from typing import Any, NamedTuple
 import attrs
 from anyio.from_thread import check_cancelled
 
-from agentcore import AgentContext, AgentResult, BaseAgent, ConfigurationError, CoreError, TaskHandle, get_registry
+from agentcore import (
+    AgentContext,
+    AgentResult,
+    BaseAgent,
+    ConfigurationError,
+    CoreError,
+    ProcessWorkerPoolConfig,
+    TaskHandle,
+    WorkerCrashedError,
+    get_registry,
+)
 
 Json = dict[str, Any]
 
-PARALLEL = 8  # Batches at once. More would only queue up for the interpreter lock.
+PARALLEL = max(8, 2 * (os.cpu_count() or 1))  # Batches at once: no process waits for a file.
 BATCH_FILES, BATCH_BYTES, CHUNK = 64, 1 << 23, 1 << 20
-SOURCE_LIMIT = 1 << 20  # Parsing a MiB of Python takes half a second, and nothing can interrupt it.
+SOURCE_LIMIT = 1 << 20  # Parsing a MiB of Python takes half a second.
 SKIPPED = [".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", ".*_cache", ".hypothesis", ".[nt]ox"]
 
 
@@ -56,7 +65,6 @@ handlers = get_registry("task_handlers")
 async def workflow(given: Json, context: AgentContext) -> Json:
     """Plan, read side by side, summarise; return the report."""
     asked = options(given)
-    warnings.filterwarnings("ignore", module="<triage>")  # Doubtful escapes in sources are not ours to warn of.
     plan = await context.run("plan", asked)
     tally = new_tally()
     reading: deque[TaskHandle] = deque()
@@ -128,13 +136,31 @@ class ReaderAgent(TriageAgent):
         asked, rows = context.input, []
         for file in map(Planned._make, asked["files"]):
             try:
-                job = {"root": asked["path"], "file": file}
-                rows.append(await context.run("measure", job, timeout=asked["deadline"]))
+                job = {"root": asked["path"], "file": file, "deadline": asked["deadline"]}
+                rows.append(await context.run("measure", job))
             except CoreError as error:
-                why = error.__cause__ or error
-                late = f"it took more than {asked['deadline']:g} s"
-                rows.append(not_read(file, late if isinstance(why, TimeoutError) else reason(why)))
+                rows.append(not_read(file, loss(error.__cause__ or error, asked["deadline"])))
         return AgentResult.success_result({"rows": rows})
+
+
+@handlers.decorator("measure")
+async def measure_apart(job: Json, context: AgentContext) -> Json:
+    """Have a file measured in a process, which has so many seconds from when it begins.
+
+    Where this is cancelled, or the time is over, the process is killed, and another one takes its place: the next file
+    does not notice. Pools are found by name, and all jobs of one have the same limit.
+    """
+    config = ProcessWorkerPoolConfig(task_timeout=job["deadline"], initializer=prepare_process)
+    pool = context.pool(f"files within {job['deadline']:g} s", "process", config)
+    row: Json = await pool.asubmit(measure, job)
+    return row
+
+
+def loss(why: BaseException, deadline: float) -> str:
+    """Say why nothing is known of what is in a file."""
+    if isinstance(why, TimeoutError):
+        return f"it took more than {deadline:g} s"
+    return "the process that measured it died" if isinstance(why, WorkerCrashedError) else reason(why)
 
 
 @agents.decorator("summarise_agent")
@@ -294,9 +320,16 @@ def classify(path: str, head: bytes) -> tuple[str, str]:
     return named or (("code", language) if language else ("text", "plain text"))
 
 
-@handlers.decorator("measure")
-def measure(asked: Json, check: Callable[[], object] = check_cancelled) -> Json:
-    """Read a file to its end and return its row of figures; if that fails, what is known of it."""
+def prepare_process() -> None:
+    """Make a process ready for files: this module is loaded then, before the time of the first one begins."""
+    warnings.filterwarnings("ignore", module="<triage>")  # Doubtful escapes in sources are not ours to warn of.
+
+
+def measure(asked: Json) -> Json:
+    """Read a file to its end and return its row of figures; if that fails, what is known of it.
+
+    It stands in a module and takes and returns plain data, which is all that a function in another process needs.
+    """
     file: Planned = asked["file"]
     kind = language = ""
     size = lines = 0
@@ -304,7 +337,6 @@ def measure(asked: Json, check: Callable[[], object] = check_cancelled) -> Json:
     source, line, digest = bytearray(), b"", hashlib.sha256()
     try:
         for block in blocks(Path(asked["root"], file.path)):
-            check()
             if not kind:
                 kind, language = classify(file.path, block[:4096])
             size += len(block)
@@ -354,8 +386,6 @@ def search(line: bytes, block: bytes, markers: Counter[str]) -> bytes:
     return text[end:]
 
 
-# Python 3.11 counts how deep it is in one place for all threads: a collection of garbage in between confuses it.
-PARSER = threading.Lock()
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 NAMED = (*FUNCTIONS, ast.ClassDef)
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler)
@@ -380,8 +410,7 @@ def complexities(source: bytes) -> Iterator[tuple[int, int, str]]:
     That is 1 + the number of decisions (T. McCabe, A Complexity Measure, 1976), counted like rule C901 of flake8 and
     ruff, but a function inside of another one counts for itself alone.
     """
-    with PARSER:
-        scopes: list[tuple[str, ast.AST]] = [("", ast.parse(source, "<triage>"))]
+    scopes: list[tuple[str, ast.AST]] = [("", ast.parse(source, "<triage>"))]
     for scope_name, scope in scopes:  # It grows while it is gone through.
         score = 1
         inside = [(scope_name, scope)]

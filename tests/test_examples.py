@@ -26,10 +26,10 @@ def command_of(example: Path) -> list[str]:
     """Return the command that the docstring of `example` gives, with the path made absolute."""
     docstring = ast.get_docstring(ast.parse(example.read_text(encoding="utf-8"))) or ""
     commands = [line.strip() for line in docstring.splitlines()]
-    command = next((line for line in commands if line.startswith("agentcore run ")), None)
-    assert command, f"{example.name} must say in its docstring how it is run: agentcore run ..."
-    words = shlex.split(command.replace(f"examples/{example.name}", str(example)))
-    return [str(Path(sys.executable).with_name("agentcore")), *words[1:]]
+    command = next((line for line in commands if line.startswith(("agentcore run ", "python examples/"))), None)
+    assert command, f"{example.name} must say in its docstring how it is run: agentcore run ..., or python examples/..."
+    program, *words = shlex.split(command.replace(f"examples/{example.name}", str(example)))
+    return [sys.executable if program == "python" else str(Path(sys.executable).with_name(program)), *words]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -29,10 +29,10 @@ class AsyncioWorkerPool(LoopCalls, LoopWorkerPool):
 
     pool_type: ClassVar[WorkerPoolType] = WorkerPoolType.ASYNCIO
 
-    def _begin(self) -> None:
-        self._call()
-
     def _call(self) -> None:
+        self._begin() if self._is_in_task() else self._ring()
+
+    def _begin(self) -> None:
         while self._group is not None and len(self._running) < self._size and (job := self._take()) is not None:
             name = f"job {job.describe()} of pool {self.name}"
             _interop.fresh_context().run(self._spawn, self._group, partial(self._work, job), name)
@@ -42,12 +42,16 @@ class AsyncioWorkerPool(LoopCalls, LoopWorkerPool):
         return len(self._running)
 
     async def _work(self, job: Job) -> None:
+        assert self._room is not None  # it lives  # noqa: S101
+        cancellations = self._room.native_cancellations()
         try:
             await self._run(job)
+            if cancellations() and not self._is_ending():
+                await _interop.forget_cancellations()  # what a job does to its task concerns no other
         except BaseException as error:  # noqa: ASYNC103 - see below
             # asyncio's own cancellation of a single job costs that one and no other.
             if not _interop.is_native_cancellation(error):
                 raise
         finally:
-            self._end(job, None, self._closed_error())  # if it was cancelled before its first step
-            self._call()
+            self._end_cut(job)  # if it was cancelled before its first step
+            self._begin()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, ClassVar, Final, Generic, Literal, Self, TypeVar, final
 
@@ -13,11 +13,17 @@ import attrs
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from agentcore import _interop
-from agentcore._agent_records import check_seconds
+from agentcore._host import Host
 from agentcore._layer import check_callable, check_name
-from agentcore._rules.backoff import show
+from agentcore._rules.backoff import check_number, show
 from agentcore._rules.task_states import TaskPriority
-from agentcore.errors import ConfigurationError, WorkerPoolClosedError, WorkerTimeoutError
+from agentcore.errors import (
+    ConfigurationError,
+    WorkerPoolBrokenError,
+    WorkerPoolClosedError,
+    WorkerPoolDeadlockError,
+    WorkerTimeoutError,
+)
 from agentcore.pools._jobs import name_of
 from agentcore.pools._records import (
     DEFAULT_OPTIONS,
@@ -83,6 +89,9 @@ class BaseWorkerPool(abc.ABC):
         self.name = name
         self.config = self.config_type.of(config, name)
         self._state: Literal["open", "draining", "closed", "broken"] = "open"
+        # Where it lives, if that is the host of an event loop, and what is set when it has left.
+        self._host: Host | None = None
+        self._gone: anyio.Event | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self._state}>"
@@ -145,13 +154,29 @@ class BaseWorkerPool(abc.ABC):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
         if exc is not None:
-            await self._abort()  # noqa: ASYNC102 - shields itself
+            await self._surely_abort()  # noqa: ASYNC102 - shields itself
         else:
-            await self.shutdown()
+            try:
+                await self.shutdown()
+            except BaseException:
+                await self._surely_abort()  # noqa: ASYNC102 - shields itself
+                raise
         return False
 
+    async def _surely_abort(self) -> None:
+        # In a task of its own: a `Task.cancel()` by the host comes through every shield, but ends only this task.
+        async with anyio.create_task_group() as group:  # noqa: ASYNC112 - not redundant: see above
+            group.start_soon(self._abort)
+
+    async def _leave_host(self) -> None:
+        """Wait until nothing of the pool is left in the host of this event loop, if it has lived there."""
+        if self._gone is not None and self._host is not None and self._host.is_here():
+            with anyio.CancelScope(shield=True):
+                await self._gone.wait()
+                await self._host.wait_if_deserted()
+
     def _limit(self, timeout: float | None) -> float | None:
-        check_seconds("timeout", timeout)
+        check_timeout(timeout)
         return timeout if timeout is not None else self.config.shutdown_timeout
 
     def _closed_error(self) -> WorkerPoolClosedError:
@@ -213,10 +238,11 @@ class Calls:
         Args:
             func: a function of one argument; for the kinds for coroutines, a coroutine function.
             items: what to call it with.
-            timeout: seconds for the whole; what has not ended then comes back as a `WorkerTimeoutError`.
+            timeout: seconds for the whole; what has not ended then comes back as a `WorkerTimeoutError`. Of items without a
+                length none is drawn any more then.
 
         Raises:
-            WorkerPoolClosedError: the pool takes no jobs.
+            WorkerPoolClosedError, WorkerPoolBrokenError: the pool takes no jobs.
             ConfigurationError: an argument is not usable.
         """
         found: dict[int, Any] = {}
@@ -244,13 +270,17 @@ class Calls:
             ConfigurationError: an argument is not usable.
         """
         check_callable("func of a worker pool", func)
-        check_seconds("timeout", timeout)
+        check_timeout(timeout)
         if isinstance(items, AsyncIterator) or not isinstance(items, Iterable):
             raise ConfigurationError(
                 f"items of a worker pool must be a plain iterable: got {show(items)}; pass a list",
                 {"name": "items", "value": items},
             )
         return JobResults(self._pool, self._options, func, items, timeout)
+
+
+_OF_ALL: Final = (WorkerPoolClosedError, WorkerPoolBrokenError, WorkerPoolDeadlockError)
+"""What is told of the pool, and not of a single job."""
 
 
 @final
@@ -269,6 +299,7 @@ class JobResults(Generic[T]):
         self._options = options
         self._func = func
         self._items: Iterator[tuple[int, T]] = enumerate(items)
+        self._is_sized = isinstance(items, Sized)
         self._timeout = timeout
         self._deadline: float | None = None
         self._group: anyio.abc.TaskGroup | None = None
@@ -292,7 +323,7 @@ class JobResults(Generic[T]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         assert self._group is not None and self._results is not None  # `__aenter__` has set them  # noqa: S101, PT018
-        is_cancelled = exc is not None and _interop.split_cancellation(exc)[0]
+        is_cancelled = exc is not None and _interop.split_cancellation(exc) == (True, None)
         self._group.cancel_scope.cancel("the block for results was left")
         try:
             # Not told of an exception of the block, which would come back wrapped in a group.
@@ -300,6 +331,8 @@ class JobResults(Generic[T]):
             swallowed = bool(await self._group.__aexit__(*told))
         finally:
             self._results.close()
+        if exc is not None and not is_cancelled:
+            return False
         if self._failure is not None and (exc is None or swallowed):
             raise self._failure
         return swallowed
@@ -317,18 +350,29 @@ class JobResults(Generic[T]):
 
     async def _work(self, send: MemoryObjectSendStream[JobResult[T, Any]]) -> None:
         with send:
-            for index, item in self._items:
+            while (one := self._draw()) is not None:
+                index, item = one
                 value, error = None, None
                 try:
                     value = await self._pool._perform(self._func, (item,), {}, self._options_now())
                 except BaseException as raised:  # noqa: ASYNC103 - a cancellation goes on
                     if _interop.split_cancellation(raised)[0]:
                         raise
-                    if isinstance(raised, WorkerPoolClosedError) or not isinstance(raised, Exception):
+                    if isinstance(raised, _OF_ALL) or not isinstance(raised, Exception):
                         self._fail(raised)
                         return
                     error = raised
                 await send.send(JobResult(index=index, item=item, value=value, error=error))
+
+    def _draw(self) -> tuple[int, T] | None:
+        """Return the next item with its index; None if there is none, or none that has to be answered."""
+        if not self._is_sized and self._deadline is not None and self._deadline <= _interop.monotonic():
+            return None  # there may be no end of them
+        try:
+            return next(self._items, None)
+        except Exception as error:  # noqa: BLE001 - raised by the block
+            self._fail(error)
+            return None
 
     def _fail(self, error: BaseException) -> None:
         """End the block: what has happened concerns more than one item."""
@@ -350,10 +394,11 @@ class JobResults(Generic[T]):
         return attrs.evolve(self._options, timeout=left if own is None else min(left, own))
 
 
-def check_function(pool: str, function: object) -> None:
-    """Accept what can be called.
+def check_timeout(timeout: object) -> None:
+    """Accept None and finite numbers of seconds, 0 or more.
 
     Raises:
         ConfigurationError: it is something else.
     """
-    check_callable(f"a job of worker pool {pool!r}", function)
+    if timeout is not None:
+        check_number("a worker pool", "timeout", timeout, "use None for no limit", unit="seconds")

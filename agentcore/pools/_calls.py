@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar, final
 
 import attrs
 
 from agentcore import _interop
-from agentcore._agent_records import check_seconds
 from agentcore._layer import check_callable
 from agentcore._rules.backoff import show
 from agentcore.errors import ConfigurationError, WorkerTimeoutError
-from agentcore.pools._base import Calls
+from agentcore.pools._base import Calls, check_timeout
 from agentcore.pools._future import PoolFuture
 from agentcore.pools._jobs import name_of
 from agentcore.pools._owning import WorkerOwningPool
@@ -90,7 +89,8 @@ class WorkerCalls(Calls):
         Args:
             func: a function of one argument.
             items: what to call it with.
-            timeout: seconds for the whole; what has not ended then comes back as a `WorkerTimeoutError`.
+            timeout: seconds for the whole; what has not ended then comes back as a `WorkerTimeoutError`. Of items without a
+                length none is drawn any more then.
 
         Raises:
             WorkerPoolClosedError, WorkerPoolBrokenError: the pool takes no jobs.
@@ -98,7 +98,7 @@ class WorkerCalls(Calls):
             ConfigurationError: an argument is not usable.
         """
         check_callable("func of a worker pool", func)
-        check_seconds("timeout", timeout)
+        check_timeout(timeout)
         if not isinstance(items, Iterable):
             raise ConfigurationError(
                 f"items of a worker pool must be iterable: got {show(items)}; pass a list",
@@ -154,10 +154,16 @@ class _Map:
             for item in items:
                 if len(self._slots) - self._waited >= window:
                     self._wait_for_oldest()
-                over = self._deadline is not None and _interop.monotonic() >= self._deadline
-                self._slots.append(
-                    self._too_late() if over else self._pool._send(self._func, (item,), {}, self._options)
-                )
+                left = None if self._deadline is None else self._deadline - _interop.monotonic()
+                if left is None:
+                    self._slots.append(self._pool._send(self._func, (item,), {}, self._options))
+                elif left > 0:
+                    options = attrs.evolve(self._options, timeout=min(left, self._options.timeout or left))
+                    self._slots.append(self._pool._send(self._func, (item,), {}, options))
+                elif isinstance(items, Sized):
+                    self._slots.append(self._too_late())
+                else:
+                    break  # there may be no end of them
             while self._waited < len(self._slots):
                 self._wait_for_oldest()
         finally:
@@ -179,7 +185,7 @@ class _Map:
         except CancelledError:
             raise self._pool._refusal() from None
         except TimeoutError:
-            self._pool.expire(future._job, limit=self._timeout)
+            self._pool._expire(future._job, limit=self._timeout)
             error = future.exception()
         if error is None:
             return future.result()

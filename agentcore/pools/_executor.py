@@ -103,9 +103,9 @@ class WorkerPoolExecutor(Executor):
         self._pool: Final = pool
         self._changed: Final = threading.Condition()
         self._is_shut = self._cancels = False
-        # Those that were sent and are not done, in this order; and how many there are with those on their way.
+        # Those that were sent and are not done, in this order; and how many are on their way.
         self._jobs: dict[Future[Any], None] = {}
-        self._open = 0
+        self._sending = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._pool!r}{' shut down' if self._is_shut else ''}>"
@@ -132,13 +132,9 @@ class WorkerPoolExecutor(Executor):
         except WorkerPoolBrokenError as error:
             raise broken_error(self._pool.pool_type, str(error)) from error
         finally:
-            if future is None:
-                self._end()
-        with self._changed:
-            self._jobs[future] = None
-            is_late = self._cancels
+            self._arrive(future)
         future.add_done_callback(self._end)
-        if is_late:
+        if self._cancels:
             future.cancel()
         return future
 
@@ -202,21 +198,23 @@ class WorkerPoolExecutor(Executor):
             for job in reversed(jobs):  # so that no worker takes the next one meanwhile
                 job.cancel()
         if wait:
-            self._wait_for(jobs)
+            self._wait()
 
-    def _wait_for(self, jobs: list[Future[Any]]) -> None:
-        left = threading.Semaphore(0)
+    def _wait(self) -> None:
+        """Wait for all jobs, of which no further ones come."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._sending)
+            jobs = list(self._jobs)
+        told = threading.Semaphore(0)
         for job in jobs:
-            job.add_done_callback(lambda _: left.release())
+            job.add_done_callback(lambda _: told.release())
         for job in jobs:
             try:
                 job.exception()  # knows a deadlock when it sees one
             except CancelledError:
                 pass
         for _ in jobs:
-            left.acquire()  # what has been waiting for them has been called too
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open)
+            told.acquire()  # so their other callbacks have been called
 
     def _begin(self) -> None:
         """Count a job that is on its way."""
@@ -225,18 +223,30 @@ class WorkerPoolExecutor(Executor):
                 raise RuntimeError(REFUSED)
             if not threading.main_thread().is_alive():
                 raise RuntimeError(REFUSED_AT_EXIT)
-            if not self._open:
+            if not self._jobs and not self._sending:
                 _exit.hold(self, self._pool.config.shutdown_timeout)
-            self._open += 1
+            self._sending += 1
 
-    def _end(self, future: Future[Any] | None = None) -> None:
-        """Count a job that is done, or has not been accepted."""
+    def _arrive(self, future: Future[Any] | None) -> None:
+        """Count a job that the pool has now, or has refused."""
         with self._changed:
+            self._sending -= 1
             if future is not None:
-                del self._jobs[future]
-            self._open -= 1
-            if not self._open:
+                self._jobs[future] = None
+            self._look()
+
+    def _end(self, future: Future[Any]) -> None:
+        """Count a job that is done."""
+        with self._changed:
+            del self._jobs[future]
+            self._look()
+
+    def _look(self) -> None:
+        """Tell those who wait of what has changed. Under the lock."""
+        if not self._sending:
+            if not self._jobs:
                 _exit.let_go(self)
+            if self._is_shut:
                 self._changed.notify_all()
 
     def _results(

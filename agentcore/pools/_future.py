@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeVar, final
 
 import anyio.lowlevel
 
-from agentcore._interop import WaitingRoom
+from agentcore._interop._waiting import WaitingRoom
 from agentcore.pools._jobs import RUNNING, Job
-from agentcore.pools._waits import Crew, waiting_for
+from agentcore.pools._waits import Crew, waiting_for, waiting_in_worker
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Keeper(Crew, Protocol):
     """The pool, as a future sees it."""
 
-    def take_back(self, job: Job) -> bool:
+    def _take_back(self, job: Job) -> bool:
         """Cancel a job that has not begun; tell whether it had not."""
 
 
@@ -37,7 +37,7 @@ class PoolFuture(Future[T]):
 
     def cancel(self) -> bool:
         """Cancel the job if it has not begun; return whether it is cancelled now."""
-        return self._keeper.take_back(self._job) or self.cancelled()
+        return self._keeper._take_back(self._job) or self.cancelled()
 
     def running(self) -> bool:
         """Tell whether a worker is at it."""
@@ -55,8 +55,11 @@ class PoolFuture(Future[T]):
             WorkerPoolDeadlockError: it waits for this very thread; only without a timeout.
             BaseException: whatever the job raised, and what befell it: `WorkerTimeoutError`, `WorkerCrashedError` ...
         """
-        result: T = self._blocking(super().result, timeout)
-        return result
+        try:
+            result: T = self._blocking(super().result, timeout)
+            return result
+        finally:
+            del self  # which the traceback of an error would keep
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the job raised, when it has ended; None if it returned.
@@ -71,10 +74,13 @@ class PoolFuture(Future[T]):
         return error
 
     def _blocking(self, wait: Callable[[float | None], Any], timeout: float | None) -> Any:
-        if timeout is not None or self.done():
-            return wait(timeout)
-        with waiting_for((self._job, self._keeper), "a thread that waits for a job"):
-            return wait(None)
+        try:
+            if timeout is not None or self.done():
+                return wait(timeout)
+            with waiting_for((self._job, self._keeper), "a thread that waits for a job"):
+                return wait(None)
+        finally:
+            del self, wait
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Wait for the job and return what it returned. A checkpoint; raises what `result` raises."""
@@ -86,9 +92,13 @@ class PoolFuture(Future[T]):
         else:
             await anyio.lowlevel.checkpoint_if_cancelled()
             waiter = WaitingRoom.current().waiter()
-            self.add_done_callback(lambda _: waiter.call())
-            await waiter.wait(_leaves)
-        return super().result(0)
+            self.add_done_callback(waiter.call)
+            with waiting_in_worker((self._job, self._keeper), "a job that awaits another one"):
+                await waiter.wait(_leaves)
+        try:
+            return super().result(0)
+        finally:
+            del self
 
     def job_ended(self, job: Job) -> None:
         """Take the outcome of the job."""

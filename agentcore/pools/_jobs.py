@@ -55,6 +55,7 @@ class Job:
         error: what it raised, or why it has no value.
         is_cancelled: whether it was taken back before it began.
         is_unwanted: whether it runs although nobody waits for it any more, or is being ended for that.
+        is_late: whether it was cut because it took too long.
         submitted, started: when, in seconds of the clock.
         timeout: seconds that it may take, the wait included; None for no limit.
         deadline: when those are over.
@@ -67,7 +68,7 @@ class Job:
     name: str | None = None
     value: Any = None
     error: BaseException | None = None
-    is_cancelled = is_unwanted = False
+    is_cancelled = is_unwanted = is_late = False
     state = QUEUED
     started = 0.0
     deadline: float | None = None
@@ -188,6 +189,11 @@ class JobQueue:
                 self._dead -= 1
         return None
 
+    def undo_pop(self) -> None:
+        """Count a job that was popped as one that is in the queue still, for it is going to be discarded."""
+        self._live += 1
+        self._dead -= 1
+
     def discard(self) -> None:
         """Note that a job in it was settled. It goes later: looking for it would take as long as the queue is."""
         self._live -= 1
@@ -233,7 +239,11 @@ class Told:
 
 
 # What runs in each thread, for those who ask from inside of a job: the worker, set once for each thread.
-_local = threading.local()
+class _Local(threading.local):
+    worker: Any = None
+
+
+_local = _Local()
 
 
 def enter_worker(worker: object) -> None:
@@ -243,7 +253,7 @@ def enter_worker(worker: object) -> None:
 
 def current_worker() -> Any:
     """Return the worker whose thread this is, None in all other threads."""
-    return getattr(_local, "worker", None)
+    return _local.worker
 
 
 _propagated: Final[ContextVar[Mapping[str, Any] | None]] = ContextVar("agentcore_propagated", default=None)

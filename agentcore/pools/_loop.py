@@ -9,10 +9,12 @@ from __future__ import annotations
 import abc
 import inspect
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from contextvars import Context
-from types import coroutine
 from typing import Any, Final, Literal, Never, Self
 
 import anyio
@@ -22,7 +24,7 @@ import anyio.lowlevel
 from agentcore import _interop
 from agentcore._context import current_pool_job, detached_context
 from agentcore._host import Host
-from agentcore._interop import Waiter, WaitingRoom
+from agentcore._interop._waiting import Waiter, WaitingRoom
 from agentcore.errors import (
     JobCancelledError,
     WorkerPoolClosedError,
@@ -31,6 +33,8 @@ from agentcore.errors import (
     WorkerPoolFullError,
 )
 from agentcore.pools._base import BaseWorkerPool
+from agentcore.pools._caller import Caller
+from agentcore.pools._drive import drive, wait_for, will_begin
 from agentcore.pools._jobs import QUEUED, RUNNING, SETTLED, Job, JobQueue, own_error, propagate_task
 from agentcore.pools._records import (
     Counts,
@@ -60,14 +64,26 @@ class LoopWorkerPool(BaseWorkerPool):
         self._running: set[Job] = set()
         self._room: WaitingRoom | None = None  # of its event loop; None before it lives in one
         self._group: anyio.abc.TaskGroup | None = None
-        self._over: anyio.Event | None = None
+        self._bell: anyio.Event | None = None  # calls the task that owns the workers
+        self._is_to_end = False
         self._ended: anyio.Event | None = None
-        self._host: Host | None = None
+        self._is_ended = False
+        # How often the task around the workers has been cancelled by asyncio's own ways.
+        self._cancellations: Callable[[], int] = int
         self._space: deque[Waiter] = deque()
-        self._calm: list[Waiter] = []
+        self._calm: list[Callable[[], object]] = []
         self._cut: list[str] = []
 
     # What the kinds say.
+
+    def _is_in_task(self) -> bool:
+        """Tell whether tasks can be started here: in a callback of the event loop they cannot."""
+        return self._room is not None and self._room.is_here()
+
+    def _ring(self) -> None:
+        """Have the task that owns the workers look whether there is something to begin."""
+        if self._bell is not None:
+            self._bell.set()
 
     def _spawn(self, group: anyio.abc.TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], name: str) -> None:
         """Start a task of the pool, with nothing of the context of whoever happens to call."""
@@ -75,7 +91,7 @@ class LoopWorkerPool(BaseWorkerPool):
 
     @abc.abstractmethod
     def _begin(self) -> None:
-        """Start what runs the jobs: the task group is there."""
+        """Start what runs the jobs that wait: the task group is there."""
 
     @abc.abstractmethod
     def _call(self) -> None:
@@ -91,24 +107,37 @@ class LoopWorkerPool(BaseWorkerPool):
     def _settle_in(self) -> None:
         """Belong to the running event loop from now on. Jobs may come, and begin when `_supervise` runs."""
         self._room = WaitingRoom.current()
-        self._over, self._ended = anyio.Event(), anyio.Event()
+        self._bell, self._ended = anyio.Event(), anyio.Event()
 
     async def _supervise(self) -> None:
         """Own what runs the jobs, until the pool is shut down or whoever lives around it is cancelled."""
-        over, ended = self._over, self._ended
-        assert over is not None and ended is not None  # `_settle_in` has set them  # noqa: S101, PT018
+        ended = self._ended
+        self._cancellations = WaitingRoom.current().native_cancellations()
+        assert self._bell is not None and ended is not None  # `_settle_in` has set them  # noqa: S101, PT018
         try:
             async with anyio.create_task_group() as group:
                 self._group = group
                 self._begin()
-                await over.wait()
+                while not self._is_to_end:
+                    await self._bell.wait()
+                    self._bell = anyio.Event()
+                    self._begin()  # for what has come from a callback, which starts no tasks
+                self._is_ended = True
                 group.cancel_scope.cancel(f"worker pool {self.name!r} is shut down")
         finally:
+            self._is_ended = True
             self._group = None
             self._drop_waiting()
             self._state = "closed"
-            self._wake_all(self._calm)
+            self._tell_calm()
             ended.set()
+
+    async def _live(self) -> None:
+        try:
+            await self._supervise()
+        finally:
+            if self._gone is not None:
+                self._gone.set()
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
@@ -117,10 +146,13 @@ class LoopWorkerPool(BaseWorkerPool):
             return self
         self._settle_in()
         host = self._host = Host.current()
+        self._gone = anyio.Event()
         try:
-            await host.move_in(self._supervise, f"worker pool {self.name}")
+            await host.move_in(self._live, f"worker pool {self.name}")
         except BaseException as error:
             self._state = "closed"
+            with anyio.CancelScope(shield=True):
+                await host.wait_if_deserted()
             if isinstance(error, RuntimeError):
                 raise self._closed_error() from error
             raise
@@ -157,13 +189,15 @@ class LoopWorkerPool(BaseWorkerPool):
         return Job(function, args, kwargs, context, options.priority, options.timeout)
 
     def _check_place(self) -> None:
+        if self._state == "closed":
+            raise self._closed_error()
         if self._room is None:
             raise WorkerPoolError(
                 f"worker pool {self.name!r} must be entered before it gets jobs: got one in a pool that lives nowhere; "
                 "write `async with pool:`, or get it by get_worker_pool",
                 {"pool": self.name},
             )
-        if not self._room.is_here():
+        if not self._room.is_in_loop():
             raise WorkerPoolError(
                 f"worker pool {self.name!r} must be used in its own event loop: got a call in another one, or in a thread; "
                 "use runtime.from_thread(...)",
@@ -171,7 +205,7 @@ class LoopWorkerPool(BaseWorkerPool):
             )
 
     def _admit(self, job: Job, *, must_fit: bool) -> None:
-        if self._room is None or not self._room.is_here():
+        if self._room is None or not self._room.is_in_loop():
             self._check_place()
         if self._state != "open":
             raise self._closed_error()
@@ -191,8 +225,29 @@ class LoopWorkerPool(BaseWorkerPool):
         """Hand over a job that nobody waits for."""
         self._admit(self._make(function, args, kwargs, options), must_fit=True)
 
-    async def _wait_for_space(self) -> None:
+    async def _send_when_it_fits(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> None:
+        job = self._make(function, args, kwargs, options)
+        await self._wait_for_space(job)
+        self._admit(job, must_fit=True)
+
+    @property
+    def _jobs_now(self) -> AbstractSet[Job]:
+        """The jobs that run now."""
+        return self._running
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether a further job would be begun at once, or as soon as the event loop comes to it."""
+        return len(self._running) < self._size
+
+    async def _wait_for_space(self, job: Job) -> None:
         self._check_place()
+        with self._awaiting(job, "the place in the queue for"):
+            await self._get_space()
+
+    async def _get_space(self) -> None:
         while self._state == "open" and len(self._queue) >= self.config.max_queue_size:
             waiter = WaitingRoom.current().waiter()
             self._space.append(waiter)
@@ -215,40 +270,45 @@ class LoopWorkerPool(BaseWorkerPool):
         await anyio.lowlevel.checkpoint_if_cancelled()
         self._check_place()
         job = self._make(function, args, kwargs, options)
-        caller = _Caller(self, job, WaitingRoom.current().waiter())
+        caller = Caller(self, job, WaitingRoom.current().waiter())
         job.listener = caller
-        around = current_pool_job.get()
-        if isinstance(around, Job) and options.timeout is None:
-            self._check_nested(job, around)
         self._admit(job, must_fit=options.when_full == "raise")
-        try:
+        if current_pool_job.get() is None or options.timeout is not None:
             await caller.wait(options.timeout)
-        finally:
-            if isinstance(around, Job) and job in around.awaits:
-                around.awaits = {one: pool for one, pool in around.awaits.items() if one is not job}
-        if isinstance(job.error, JobCancelledError):
-            await anyio.lowlevel.checkpoint_if_cancelled()  # by the cancellation of this very call
+        else:
+            try:
+                with self._awaiting(job, "a call of"):
+                    await caller.wait(None)
+            except WorkerPoolDeadlockError:
+                self._withdraw(job)
+                raise
+        if isinstance(job.error, JobCancelledError | WorkerPoolClosedError):
+            await anyio.lowlevel.checkpoint_if_cancelled()  # for a caller who is cancelled himself
         return job.give()
 
-    def _check_nested(self, job: Job, around: Job) -> None:
-        """Note that one job waits for another.
+    @contextmanager
+    def _awaiting(self, job: Job, what: str) -> Generator[None]:
+        """Note that the job around waits for another one, or for its place in the queue, inside the block.
 
         Raises:
             WorkerPoolDeadlockError: it would do so for ever.
         """
-        before = around.awaits
-        around.awaits = {**before, job: self}
-        if not self._can_begin(frozenset()):
-            around.awaits = before
-            raise WorkerPoolDeadlockError(
-                f"job {around.describe()} would wait for ever: got {job.describe()} for worker pool {self.name!r}, whose "
-                "workers are all taken by jobs that wait for it; call the function directly, add workers, or use another pool",
-                {"pool": self.name},
-            )
-
-    def _can_begin(self, waiting: frozenset[Job]) -> bool:
-        """Tell whether a job that waits in the queue will be begun, given jobs of which none ends before that."""
-        return len(self._running) < self._size or any(_can_end(job, waiting) for job in self._running)
+        around = current_pool_job.get()
+        if not isinstance(around, Job):
+            yield
+            return
+        around.awaits = {**around.awaits, job: self}
+        try:
+            if not will_begin(self):
+                raise WorkerPoolDeadlockError(
+                    f"job {around.describe()} would wait for ever: got {what} {job.describe()} in worker pool {self.name!r}, "
+                    "whose workers are all taken by jobs that wait for it; call the function directly, add workers, or use "
+                    "another pool",
+                    {"pool": self.name},
+                )
+            yield
+        finally:
+            around.awaits = {one: pool for one, pool in around.awaits.items() if one is not job}
 
     def _withdraw(self, job: Job) -> bool:
         """End a job because its caller has been cancelled; tell whether it has not begun, so that he may go."""
@@ -273,19 +333,23 @@ class LoopWorkerPool(BaseWorkerPool):
     def _settle_waiting(self, job: Job, error: BaseException | None) -> None:
         job.listener = None
         self._queue.discard()
+        self._offer_space()
         self._settle(job, None, error)
 
     # Running.
 
     def _take(self) -> Job | None:
         """Take the job that comes next, as one that runs now."""
-        while (job := self._queue.pop()) is not None:
+        while not self._is_doomed() and (job := self._queue.pop()) is not None:
             if self._space:
                 self._offer_space()
             now = _interop.clock()
             if job.deadline is not None and job.deadline <= now:
                 self._counts.timed_out += 1
-                self._settle(job, None, job.too_late(self.name, "queued", job.timeout or 0.0))
+                is_awaited, late = job.listener is not None, job.too_late(self.name, "queued", job.timeout or 0.0)
+                self._settle(job, None, late)
+                if not is_awaited:
+                    self._report_failure(job, late)
                 continue
             job.state = RUNNING
             job.started = now
@@ -303,15 +367,13 @@ class LoopWorkerPool(BaseWorkerPool):
             assert context is not None  # it has not ended  # noqa: S101
             context.run(current_pool_job.set, job)
             if job.listener is None and job.deadline is None and self.config.task_timeout is None:
-                value = await _drive(context, self._start(job))
+                value = await drive(context, self._start(job))
             else:
                 value, error = await self._run_limited(job, context)
         except BaseException as raised:  # noqa: ASYNC103 - a cancellation goes on
             error = raised
-            if _interop.split_cancellation(raised)[0] and self._is_ending(raised):
-                self._cut.append(job.describe())
-                self._counts.cancelled += 1
-                self._end(job, None, self._closed_error())
+            if _interop.split_cancellation(raised)[0] and self._is_ending():
+                self._end_cut(job)
                 raise
         self._end(job, value, error)
 
@@ -323,13 +385,14 @@ class LoopWorkerPool(BaseWorkerPool):
             scope.cancel("whoever waits for the job was cancelled")
         value: Any = None
         with scope:
-            value = await _drive(context, self._start(job))
+            value = await drive(context, self._start(job))
             return value, None
         if job.is_unwanted:
             return None, JobCancelledError(
                 f"job {job.describe()} of worker pool {self.name!r} was cancelled: got nobody who still waits for it",
                 {"pool": self.name},
             )
+        job.is_late = True
         return None, job.too_late(self.name, phase, limit)
 
     def _limit_of(self, job: Job, scope: anyio.CancelScope) -> tuple[str, float]:
@@ -349,44 +412,57 @@ class LoopWorkerPool(BaseWorkerPool):
         if inspect.iscoroutine(made):
             return made
         if inspect.isawaitable(made):
-            return _wait_for(made)
+            return wait_for(made)
         raise WorkerPoolError(
             f"a job of worker pool {self.name!r} must be a coroutine function: got {job.describe()}, which returned {made!r}; "
             "use a thread pool for plain functions",
             {"pool": self.name, "function": job.describe()},
         )
 
-    def _is_ending(self, error: BaseException) -> bool:
-        """Tell whether a cancellation that came to a job is meant for the pool, and was not made by the job itself."""
-        group = self._group
-        return group is None or group.cancel_scope.cancel_called or _interop.is_native_cancellation(error)
+    def _is_ending(self) -> bool:
+        """Tell whether a cancellation that came to a worker is meant for the pool, and was not made by the job itself."""
+        if anyio.current_effective_deadline() == -math.inf:
+            self._is_ended = True
+        return self._is_doomed()
+
+    def _is_doomed(self) -> bool:
+        """Tell whether whoever lives around the pool is being cancelled."""
+        return self._is_ended or self._cancellations() > 0
 
     def _end(self, job: Job, value: Any, error: BaseException | None) -> None:
         """Settle a job that has run, and tell of its failure if nobody else does."""
         if job.state is SETTLED:
             return
-        self._running.discard(job)
-        self._counts.end(_interop.clock() - job.started)
+        self._leave_running(job)
         is_awaited = job.listener is not None
-        if error is not None:
-            error = own_error(error, job, self.name)
         if error is None:
             self._counts.succeeded += 1
         elif isinstance(error, JobCancelledError) and job.is_unwanted:
             self._counts.cancelled += 1
-        elif isinstance(error, TimeoutError) and _is_limit_of(job, error, self.name):
+        elif job.is_late:
             self._counts.timed_out += 1
-        elif not isinstance(error, WorkerPoolClosedError):
+        else:
+            error = own_error(error, job, self.name)
             self._counts.failed += 1
         self._settle(job, value, error)
         if error is not None and not is_awaited:
             self._report_failure(job, error)
 
+    def _end_cut(self, job: Job) -> None:
+        """Settle a job that was cut short with the pool."""
+        if job.state is not SETTLED:
+            self._leave_running(job)
+            self._cut.append(job.describe())
+            self._counts.cancelled += 1
+            self._settle(job, None, self._closed_error())
+
+    def _leave_running(self, job: Job) -> None:
+        self._running.discard(job)
+        self._counts.end(_interop.clock() - job.started)
+
     def _report_failure(self, job: Job, error: BaseException) -> None:
         if not isinstance(error, Exception):
             raise error
-        if isinstance(error, WorkerPoolClosedError):
-            return
         _logger.error("job %s of worker pool %r failed", job.describe(), self.name, exc_info=error)
         if self._on_error is not None:
             try:
@@ -401,7 +477,7 @@ class LoopWorkerPool(BaseWorkerPool):
         if listener is not None:
             listener.job_ended(job)
         if self._state != "open" and not self._queue and not self._running:
-            self._wake_all(self._calm)
+            self._tell_calm()
 
     # The end.
 
@@ -426,7 +502,12 @@ class LoopWorkerPool(BaseWorkerPool):
         if not wait:
             self._end_when_calm()
             return self._report(began)
-        if not await self._wait_until_calm(limit):
+        try:
+            is_calm = await self._wait_until_calm(limit)
+        except BaseException:
+            self._end_when_calm()
+            raise
+        if not is_calm:
             self._cut_short()
         await self._wait_for_end()
         return self._report(began)
@@ -452,7 +533,8 @@ class LoopWorkerPool(BaseWorkerPool):
             self._state = "draining"
         if cancel_waiting:
             self._drop_waiting()
-        self._wake_all(self._space)
+        while self._space:
+            self._offer_space()
 
     def _drop_waiting(self) -> None:
         for job in self._queue.take_all():
@@ -463,17 +545,22 @@ class LoopWorkerPool(BaseWorkerPool):
 
     def _end_when_calm(self) -> None:
         """Have the end come by itself."""
-        if self._over is not None and not self._running and not self._queue:
-            self._over.set()
+        if self._running or self._queue:
+            self._calm.append(self._let_end)
         else:
-            self._calm.append(_Ender(self._over))  # type: ignore[arg-type]
+            self._let_end()
+
+    def _let_end(self) -> None:
+        self._is_to_end = True
+        if self._bell is not None:
+            self._bell.set()
 
     async def _wait_until_calm(self, limit: float | None) -> bool:
         """Wait until the last job is settled; tell whether that came in time."""
         if self._state == "closed" or not (self._queue or self._running):
             return True
         waiter = WaitingRoom.current().waiter()
-        self._calm.append(waiter)
+        self._calm.append(waiter.wake)
         with anyio.move_on_after(limit):
             await waiter.wait(_leaves)
         return waiter.is_woken
@@ -485,105 +572,22 @@ class LoopWorkerPool(BaseWorkerPool):
             _logger.warning("worker pool %r was shut down before these jobs had ended: %s", self.name, names)
 
     async def _wait_for_end(self) -> None:
-        if self._over is None or self._ended is None:
+        if self._ended is None:
             self._state = "closed"
             return
-        self._over.set()
+        self._let_end()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
-            if self._host is not None:
-                await self._host.wait_if_deserted()
+        await self._leave_host()
 
-    @staticmethod
-    def _wake_all(waiters: list[Waiter] | deque[Waiter]) -> None:
-        woken = list(waiters)
-        waiters.clear()
-        for waiter in woken:
-            waiter.wake()
+    def _tell_calm(self) -> None:
+        calm, self._calm = self._calm, []
+        for callback in calm:
+            callback()
 
     def _report(self, began: float) -> WorkerPoolReport:
         cut = tuple(self._cut)
         return WorkerPoolReport(drained=not cut, cut_short=cut, duration=_interop.monotonic() - began)
-
-
-class _Caller:
-    """Whoever waits for a job, in the same event loop."""
-
-    __slots__ = ("_job", "_pool", "_scope", "_waiter")
-
-    def __init__(self, pool: LoopWorkerPool, job: Job, waiter: Waiter) -> None:
-        self._pool = pool
-        self._job = job
-        self._waiter = waiter
-        self._scope: anyio.CancelScope | None = None
-
-    def job_ended(self, job: Job) -> None:
-        """Have him go on."""
-        del job
-        self._waiter.wake()
-
-    async def wait(self, timeout: float | None) -> None:
-        """Wait for the end of the job."""
-        if timeout is None:
-            await self._waiter.wait(self._may_leave)
-            return
-        with anyio.move_on_after(timeout) as self._scope:
-            await self._waiter.wait(self._may_leave)
-
-    def _may_leave(self) -> bool:
-        if self._scope is not None and self._scope.deadline <= anyio.current_time():
-            return self._pool._expire(self._job)
-        return self._pool._withdraw(self._job)
-
-
-class _Ender:
-    """Ends a pool when it would wake a waiter."""
-
-    def __init__(self, over: anyio.Event) -> None:
-        self._over = over
-
-    def wake(self) -> None:
-        """Let the pool end."""
-        self._over.set()
-
-
-def _can_end(job: Job, waiting: frozenset[Job]) -> bool:
-    """Tell whether a running job can come to its end, given jobs of which none ends before it."""
-    if job in waiting:
-        return False
-    waiting |= {job}
-    return all(
-        (wanted.state is not QUEUED and (wanted.state is SETTLED or _can_end(wanted, waiting)))
-        or pool._can_begin(waiting)
-        for wanted, pool in job.awaits.items()
-    )
-
-
-def _is_limit_of(job: Job, error: TimeoutError, pool: str) -> bool:
-    """Tell whether this error says that the job was cut, and is not one that it has raised."""
-    details = getattr(error, "details", {})
-    return details.get("pool") == pool and details.get("function") == job.describe()
-
-
-async def _wait_for(awaitable: Any) -> Any:
-    return await awaitable
-
-
-@coroutine
-def _drive(context: Context, made: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Run a coroutine inside of the present task, with other variables than that has. Most jobs end in the first step."""
-    run, send = context.run, made.send
-    try:
-        wanted = run(send, None)
-        while True:
-            try:
-                given = yield wanted
-            except BaseException as error:  # noqa: BLE001 - it is the coroutine's
-                wanted = run(made.throw, error)
-            else:
-                wanted = run(send, given)
-    except StopIteration as stop:
-        return stop.value
 
 
 def _leaves() -> Literal[True]:

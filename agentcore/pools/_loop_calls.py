@@ -48,8 +48,9 @@ class LoopCalls(Calls):
         check_callable(f"a job of worker pool {self._target.name!r}", func)
         await anyio.lowlevel.checkpoint()
         if self._options.when_full == "wait":
-            await self._target._wait_for_space()
-        self._target._send(func, args, kwargs, self._options)
+            await self._target._send_when_it_fits(func, args, kwargs, self._options)
+        else:
+            self._target._send(func, args, kwargs, self._options)
 
     def submit_nowait(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, **kwargs: Any) -> None:
         """Hand over a job that nobody waits for, as `submit`, and without a checkpoint.

@@ -15,7 +15,7 @@ from agentcore._host import Host
 from agentcore._rules.backoff import show
 from agentcore.errors import ConfigurationError, RuntimeClosedError
 from agentcore.pools._asyncio import AsyncioWorkerPool
-from agentcore.pools._base import BaseWorkerPool
+from agentcore.pools._base import BaseWorkerPool, check_timeout
 from agentcore.pools._loop import LoopWorkerPool
 from agentcore.pools._owning import WorkerOwningPool
 from agentcore.pools._process import ProcessWorkerPool
@@ -41,6 +41,9 @@ class WorkerPools:
 
     def __init__(self) -> None:
         self._pools: dict[str, AnyWorkerPool] = {}
+        self._leaving: list[
+            AnyWorkerPool
+        ] = []  # shut down, with jobs that still run; their names may be others' by now
         self._group: anyio.abc.TaskGroup | None = None
 
     def open(self, group: anyio.abc.TaskGroup) -> None:
@@ -72,36 +75,44 @@ class WorkerPools:
                 "make it inside of the block",
                 {"state": "closed"},
             )
-        pool = _make(name, pool_type, config)
+        pool = self._add(_make(name, pool_type, config))
         context = _interop.fresh_context()
         context.run(self._start, self._group, pool)
-        self._pools[name] = pool
         return pool
+
+    def _add(self, pool: AnyWorkerPool) -> AnyWorkerPool:
+        self._leaving = [one for one in [*self._leaving, *self._pools.values()] if one.state == "draining"]
+        self._pools = {name: one for name, one in self._pools.items() if one.state in ("open", "broken")}
+        self._pools[pool.name] = pool
+        return pool
+
+    def _all(self) -> list[AnyWorkerPool]:
+        return list(dict.fromkeys([*self._leaving, *self._pools.values()]))
 
     def list_all(self) -> dict[str, AnyWorkerPool]:
         """Return those that have not been shut down by name, in the order in which they were made."""
-        self._pools = {name: pool for name, pool in self._pools.items() if pool.state != "closed"}
         return {name: pool for name, pool in self._pools.items() if pool.state in ("open", "broken")}
 
     def statistics(self) -> WorkerPoolsStatistics:
         """Return what those have done that are there, added up."""
-        return WorkerPoolsStatistics.of([pool.metrics for pool in self._pools.values()])
+        return WorkerPoolsStatistics.of([pool.metrics for pool in self._all() if pool.state != "closed"])
 
     async def shutdown_all(self, wait: bool = True, timeout: float | None = None) -> dict[str, WorkerPoolReport]:
         """Shut down all of them at once; see `BaseWorkerPool.shutdown`. Returns the reports by name."""
+        check_timeout(timeout)
         reports: dict[str, WorkerPoolReport] = {}
 
         async def shut_down(name: str, pool: AnyWorkerPool) -> None:
             reports[name] = await pool.shutdown(wait, timeout)
 
         async with anyio.create_task_group() as group:
-            for name, pool in self._pools.items():
-                group.start_soon(shut_down, name, pool)
+            for pool in self._all():
+                group.start_soon(shut_down, pool.name, pool)
         return reports
 
     def cut_short(self) -> None:
         """Settle all jobs, so that nobody waits for one any more, whatever the workers do."""
-        for pool in self._pools.values():
+        for pool in self._all():
             if isinstance(pool, WorkerOwningPool):
                 pool._begin_end(cancel_waiting=True)
                 pool._cut_short()
@@ -116,7 +127,7 @@ class WorkerPools:
             cut.extend(f"{function} in pool {pool.name}" for function in report.cut_short)
 
         async with anyio.create_task_group() as group:
-            for pool in self._pools.values():
+            for pool in self._all():
                 group.start_soon(end, pool)
         return tuple(cut)
 
@@ -172,10 +183,11 @@ class HostedWorkerPools(WorkerPools):
         """Return the pool of a name, made at the first call, when it is at home in the host; see `get`."""
         if (known := self._find(name, pool_type, config)) is not None:
             return known
-        pool = self._pools[name] = _make(name, pool_type, config)
+        pool = self._add(_make(name, pool_type, config))
         if isinstance(pool, LoopWorkerPool):
             pool._settle_in()
-        host = Host.current()
+        host = pool._host = Host.current()
+        pool._gone = anyio.Event()
         try:
             # Shielded, for the pool may be in other hands already. It is a matter of a step or two of the host.
             with anyio.CancelScope(shield=True):
@@ -198,5 +210,7 @@ class HostedWorkerPools(WorkerPools):
             await pool._supervise()
         finally:
             host.residents.remove(pool)
+            if pool._gone is not None:
+                pool._gone.set()
             if self._pools.get(pool.name) is pool:
                 del self._pools[pool.name]

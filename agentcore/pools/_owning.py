@@ -11,14 +11,17 @@ import anyio
 import anyio.lowlevel
 
 from agentcore import _interop
-from agentcore._interop import WaitingRoom
+from agentcore._interop._waiting import WaitingRoom
 from agentcore.errors import WorkerPoolDeadlockError
 from agentcore.pools._executor import WorkerPoolExecutor
 from agentcore.pools._jobs import RUNNING, Told, current_worker
 from agentcore.pools._records import WorkerPoolReport
+from agentcore.pools._settling import Worker
 from agentcore.pools._workers import WorkingPool
 
 _logger: Final = logging.getLogger("agentcore.pools")
+MOMENT: Final = 0.1
+"""Seconds that a thread with nothing to do has to end, however late it is."""
 
 
 class WorkerOwningPool(WorkingPool):
@@ -62,11 +65,14 @@ class WorkerOwningPool(WorkingPool):
         limit = self._limit(timeout)
         began = _interop.monotonic()
         await anyio.lowlevel.checkpoint()
+        if wait:
+            self._check_outside()
         self._begin_end(cancel_waiting=not wait)
         if wait:
             if not await self._wait_until_calm(limit):
                 self._cut_short()
-            await self._join()
+            await self._join(began, limit)
+            await self._leave_host()
         return self._report(began)
 
     async def _finish(self, grace: float | None) -> WorkerPoolReport:
@@ -75,7 +81,7 @@ class WorkerOwningPool(WorkingPool):
             self._begin_end(cancel_waiting=grace == 0)
             if grace == 0 or not await self._wait_until_calm(grace):
                 self._cut_short()
-            await self._join()
+            await self._join(began, grace)
         return self._report(began)
 
     async def _abort(self) -> WorkerPoolReport:
@@ -88,7 +94,7 @@ class WorkerOwningPool(WorkingPool):
                         self._interrupt(worker, worker.job)
             if not await self._wait_until_calm(self.config.shutdown_timeout):
                 self._cut_short()
-            await self._join()
+            await self._join(began, self.config.shutdown_timeout)
         return self._report(began)
 
     async def _supervise(self) -> None:
@@ -118,17 +124,21 @@ class WorkerOwningPool(WorkingPool):
         return False
 
     def _end_blocking(self, *, cancel_waiting: bool) -> None:
+        self._check_outside()
+        began, limit = _interop.monotonic(), self.config.shutdown_timeout
+        self._begin_end(cancel_waiting=cancel_waiting)
+        calm = threading.Event()
+        if self._when_calm(calm.set) and not calm.wait(limit):
+            self._cut_short()
+        self._join_threads(began, limit)
+
+    def _check_outside(self) -> None:
         if getattr(current_worker(), "pool", None) is self:
             raise WorkerPoolDeadlockError(
                 f"the end of worker pool {self.name!r} would wait for the job that asks for it: got a call in {self!r} itself; "
-                "leave the pool elsewhere",
+                "pass wait=False, or leave the pool elsewhere",
                 {"pool": self.name},
             )
-        self._begin_end(cancel_waiting=cancel_waiting)
-        calm = threading.Event()
-        if self._when_calm(calm.set) and not calm.wait(self.config.shutdown_timeout):
-            self._cut_short()
-        self._join_threads()
 
     def _begin_end(self, *, cancel_waiting: bool) -> None:
         """Take no further jobs; cancel those that have not begun, or let them."""
@@ -137,6 +147,7 @@ class WorkerOwningPool(WorkingPool):
                 self._state = "draining"
             waiting = self._queue.take_all() if cancel_waiting else []
             self._counts.cancelled += len(waiting)
+            self._cut += [job.describe() for job in waiting]
             told = Told.all(self._settle_queued(job, self._closed_error()) for job in waiting)
             self._dismiss_idle()
             self._space.notify_all()
@@ -173,9 +184,6 @@ class WorkerOwningPool(WorkingPool):
                     cut.append(job.describe())
                     self._counts.cancelled += 1
                     told.append(self._settle_running(job, self._closed_error())[0])
-                if job is not None and not worker.is_replaced and not self._is_free_soon(worker):
-                    worker.is_replaced = True  # nobody waits for it, whatever the limit for those is
-                    self._replaced += 1
             self._cut += cut
             self._dismiss_idle()
             self._close_if_over()
@@ -185,19 +193,33 @@ class WorkerOwningPool(WorkingPool):
                 "worker pool %r was shut down before these jobs had ended: %s", self.name, ", ".join(cut[:20])
             )
 
-    async def _join(self) -> None:
+    async def _join(self, began: float, limit: float | None) -> None:
         with anyio.CancelScope(shield=True):
-            await _interop.run_in_thread(self._join_threads)
+            await _interop.run_in_thread(self._join_threads, began, limit)
 
-    def _join_threads(self) -> None:
-        """Wait for the threads, which have nothing to do any more; not for those that were given up."""
+    def _join_threads(self, began: float, limit: float | None) -> None:
+        """Wait for the threads, which have nothing to do any more; not for those that nobody knows when they come back."""
+        self._give_up(lambda worker: worker.job is not None and not self._is_free_soon(worker))
         with self._lock:
             threads = [*self._leaving, *(worker.thread for worker in self._workers if not worker.is_replaced)]
         for thread in threads:
             if thread is not None and thread is not threading.current_thread():
-                thread.join()
+                # Those that hang before their first job, in the initializer, are told by the time alone.
+                left = None if limit is None else max(MOMENT, began + limit - _interop.monotonic())
+                thread.join(left)
+        if limit is not None:
+            self._give_up(lambda worker: worker.thread in threads)
         if self._manager is not None:
             self._manager.join()
+
+    def _give_up(self, which: Callable[[Worker], bool]) -> None:
+        """Count workers as gone that are not."""
+        with self._lock:
+            for worker in self._workers:
+                if not worker.is_replaced and which(worker):
+                    worker.is_replaced = True
+                    self._replaced += 1
+            self._close_if_over()
 
     def _report(self, began: float) -> WorkerPoolReport:
         with self._lock:

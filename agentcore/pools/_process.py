@@ -14,13 +14,14 @@ from contextvars import Context
 from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
+from agentcore import _interop
 from agentcore.errors import JobCancelledError, WorkerCrashedError, WorkerPoolError
 from agentcore.pools import _child
 from agentcore.pools._calls import WorkerCalls
 from agentcore.pools._jobs import SETTLED, Job, own_error, propagated_to_thread
 from agentcore.pools._owning import WorkerOwningPool
 from agentcore.pools._records import ProcessWorkerPoolConfig, WorkerPoolConfig, WorkerPoolType
-from agentcore.pools._workers import Worker
+from agentcore.pools._settling import Worker
 
 ATTEMPTS: Final = 3
 """How often a job that has not begun is given to another worker, and how often in turn a worker may fail to start."""
@@ -114,6 +115,7 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
                 "got a program that does so when it is imported; put what it does behind `if __name__ == '__main__':`",
                 {"pool": self.name},
             )
+        worker.is_starting = True  # which has a limit of its own
         child = Child()
         with self._lock:
             worker.child = child  # from now on it can be killed
@@ -125,6 +127,10 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
             child.reap()
             raise
         self._failed_starts = 0
+        with self._lock:
+            if worker.job is not None:
+                worker.job.started = _interop.clock()
+            worker.is_starting = False
         return child
 
     def _gives_up(self, error: BaseException) -> bool:

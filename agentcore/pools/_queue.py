@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, final
 import anyio.lowlevel
 
 from agentcore import _interop
-from agentcore._interop import Waiter
+from agentcore._interop._waiting import Waiter
 from agentcore.pools._loop import LoopWorkerPool, _leaves
 from agentcore.pools._loop_calls import LoopCalls
 from agentcore.pools._records import WorkerPoolType
@@ -43,14 +43,14 @@ class QueueWorkerPool(LoopCalls, LoopWorkerPool):
 
     def _begin(self) -> None:
         # As many as there is work for; the others when there is.
-        for _ in range(min(self._size, len(self._queue))):
+        for _ in range(min(self._size - self._workers, len(self._queue) - len(self._idle))):
             self._start_worker()
 
     def _call(self) -> None:
         if self._idle:
             self._idle.pop().wake()
         elif self._workers < self._size and self._group is not None:
-            self._start_worker()
+            self._start_worker() if self._is_in_task() else self._ring()
 
     def _start_worker(self) -> None:
         assert self._group is not None  # there is none without  # noqa: S101
@@ -62,25 +62,30 @@ class QueueWorkerPool(LoopCalls, LoopWorkerPool):
         return self._workers
 
     async def _work(self) -> None:
-        turns = 0
+        assert self._room is not None  # it lives  # noqa: S101
+        turns, cancellations = 0, self._room.native_cancellations()
         try:
             while True:
                 job = self._take()
                 if job is not None:
                     await self._run(job)
                     turns += 1
+                    if cancellations() and not self._is_ending():
+                        await (
+                            _interop.forget_cancellations()
+                        )  # the job has cancelled this task, which it takes for its own
                     if turns >= TURNS:
                         turns = 0
                         await anyio.lowlevel.checkpoint()
                 elif not await self._wait_for_job():
                     return
         except BaseException as error:  # noqa: ASYNC103 - see below
-            # asyncio's own cancellation of a single worker, by a job for instance, costs that worker and no other.
+            # asyncio's own cancellation of a single worker costs that worker and no other.
             if not _interop.is_native_cancellation(error):
                 raise
         finally:
             self._workers -= 1
-            if self._group is not None and self._queue and not self._group.cancel_scope.cancel_called:
+            if self._group is not None and self._queue and not self._is_doomed():
                 self._start_worker()
 
     async def _wait_for_job(self) -> bool:

@@ -367,6 +367,14 @@ def _check_when_full(_: object, field: "attrs.Attribute[Any]", value: object) ->
         )
 
 
+def _check_truth(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(
+            f"{field.name} of a job must be True or False: got {show(value)}; True leaves a running thread behind",
+            {"name": field.name, "value": value},
+        )
+
+
 @final
 @attrs.frozen(kw_only=True)
 class JobOptions:
@@ -375,7 +383,7 @@ class JobOptions:
     priority: TaskPriority = attrs.field(default=TaskPriority.NORMAL, validator=_check_priority)
     timeout: float | None = attrs.field(default=None, validator=_check_seconds)
     when_full: Literal["raise", "wait"] | None = attrs.field(default=None, validator=_check_when_full)
-    abandon_on_cancel: bool = False
+    abandon_on_cancel: bool = attrs.field(default=False, validator=_check_truth)
 
 
 DEFAULT_OPTIONS: Final = JobOptions()

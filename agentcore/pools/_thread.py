@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from types import CoroutineType
 from typing import Any, ClassVar, Final, final
 
-from agentcore.errors import JobCancelledError
+from agentcore.errors import JobCancelledError, WorkerPoolError
 from agentcore.pools._calls import WorkerCalls
 from agentcore.pools._jobs import RUNNING, Job, current_worker, own_error
 from agentcore.pools._owning import WorkerOwningPool
 from agentcore.pools._records import ThreadWorkerPoolConfig, WorkerPoolConfig, WorkerPoolType
-from agentcore.pools._workers import Worker
+from agentcore.pools._settling import Worker
 
 
 @final
@@ -49,7 +50,15 @@ class ThreadWorkerPool(WorkerCalls, WorkerOwningPool):
         function, context = job.function, job.context
         assert function is not None and context is not None  # it has not ended  # noqa: S101, PT018
         try:
-            return context.run(function, *job.args, **job.kwargs), None
+            value = context.run(function, *job.args, **job.kwargs)
+            if type(value) is CoroutineType:
+                value.close()
+                raise WorkerPoolError(
+                    f"a job of worker pool {self.name!r} must be a plain function: got coroutine function {job.describe()}; "
+                    "use a QueueWorkerPool, or await it",
+                    {"pool": self.name, "function": job.describe()},
+                )
+            return value, None
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
             return None, own_error(error, job, self.name)
 

@@ -7,13 +7,14 @@ without one are looked at, and only when one begins: whoever closes the circle g
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, Protocol, TypeAlias
 
 from agentcore.errors import WorkerPoolDeadlockError
-from agentcore.pools._jobs import QUEUED, RUNNING, Job
+from agentcore.pools._jobs import QUEUED, RUNNING, Job, current_worker
 
 _lock: Final = threading.Lock()
 
@@ -25,13 +26,14 @@ class Crew(Protocol):
     def name(self) -> str:
         """Of the pool."""
 
-    def threads(self) -> list[int] | None:
+    def _threads(self) -> list[int] | None:
         """Return the threads of the workers; None if there can be further ones, or ones that wait for nothing here."""
 
 
-# What each thread waits for: a job with its pool, or another thread: one whose event loop it calls into.
+# What a thread waits for: a job with its pool, or another thread: one whose event loop it calls into.
 _Wanted: TypeAlias = "tuple[Job, Crew] | int"
-_waiting: Final[dict[int, _Wanted]] = {}
+# All that each thread waits for. Several things at once in the event loop of a job's own: it ends when all have come.
+_waiting: Final[dict[int, list[_Wanted]]] = {}
 
 
 @contextmanager
@@ -47,10 +49,9 @@ def waiting_for(wanted: _Wanted, what: str) -> Generator[None]:
     """
     me = threading.get_ident()
     with _lock:
-        before = _waiting.get(me)  # in a finaliser, or in a signal handler, one wait may begin inside of another
-        _waiting[me] = wanted
-        if not _can_end(wanted, {me}):
-            _restore(me, before)
+        _waiting.setdefault(me, []).append(wanted)
+        if not _goes_on(me):
+            _forget(me, wanted)
             pool = wanted[1].name if isinstance(wanted, tuple) else None
             raise WorkerPoolDeadlockError(
                 f"{what} would wait for ever: got {_describe(wanted)}, which waits for this very thread; "
@@ -61,35 +62,51 @@ def waiting_for(wanted: _Wanted, what: str) -> Generator[None]:
         yield
     finally:
         with _lock:
-            _restore(me, before)
+            _forget(me, wanted)
 
 
-def _restore(me: int, before: _Wanted | None) -> None:
-    if before is None:
-        _waiting.pop(me, None)
-    else:
-        _waiting[me] = before
+def waiting_in_worker(wanted: _Wanted, what: str) -> AbstractContextManager[None]:
+    """Do as `waiting_for` if this is the thread of a worker: what waits in the event loop of a job keeps the job from ending."""
+    return nullcontext() if current_worker() is None else waiting_for(wanted, what)
 
 
-def _can_end(wanted: _Wanted, waiting: set[int]) -> bool:
-    """Tell whether a wait can end, given threads of which none goes on before it has."""
+def _forget(me: int, wanted: _Wanted) -> None:
+    _waiting[me].remove(wanted)
+    if not _waiting[me]:
+        del _waiting[me]
+
+
+def _goes_on(me: int) -> bool:
+    """Tell whether a thread that waits goes on some time: the least set of threads that do, grown until nothing is added."""
+    needs: dict[int, list[list[int]]] = {}
+    found = [me]
+    while found:
+        thread = found.pop()
+        if thread not in needs:
+            needs[thread] = [one for wanted in _waiting.get(thread, ()) if (one := _any_of(wanted)) is not None]
+            found += itertools.chain.from_iterable(needs[thread])
+    going: set[int] = set()
+    grew = True
+    while grew and me not in going:
+        more = {
+            thread
+            for thread, all_of in needs.items()
+            if thread not in going and not any(going.isdisjoint(any_of) for any_of in all_of)
+        }
+        grew = bool(more)
+        going |= more
+    return me in going
+
+
+def _any_of(wanted: _Wanted) -> list[int] | None:
+    """Return the threads of which one has to go on for this to come; None if it comes in any case."""
     if isinstance(wanted, int):
-        return _goes_on(wanted, waiting)
+        return [wanted]
     job, crew = wanted
     if job.state is RUNNING:
-        thread = getattr(job.worker, "ident", None)  # gone if it has just ended
-        return thread is None or _goes_on(thread, waiting)
-    if job.state is QUEUED:
-        threads = crew.threads()
-        return threads is None or any(_goes_on(thread, waiting) for thread in threads)
-    return True
-
-
-def _goes_on(thread: int, waiting: set[int]) -> bool:
-    if thread in waiting:
-        return False
-    wanted = _waiting.get(thread)
-    return wanted is None or _can_end(wanted, waiting | {thread})
+        ident = getattr(job.worker, "ident", None)  # gone if it has just ended
+        return None if ident is None else [ident]
+    return crew._threads() if job.state is QUEUED else None
 
 
 def _describe(wanted: _Wanted) -> str:

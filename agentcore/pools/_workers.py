@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -20,78 +21,30 @@ import anyio
 
 from agentcore import _interop
 from agentcore._context import detached_context
-from agentcore._interop import Waiter, WaitingRoom
+from agentcore._interop._waiting import Waiter, WaitingRoom
 from agentcore.errors import (
     JobCancelledError,
-    WorkerCrashedError,
-    WorkerPoolBrokenError,
     WorkerPoolClosedError,
+    WorkerPoolDeadlockError,
     WorkerPoolError,
-    WorkerPoolFullError,
 )
-from agentcore.pools._base import BaseWorkerPool
 from agentcore.pools._future import PoolFuture
-from agentcore.pools._jobs import QUEUED, RUNNING, SETTLED, Job, JobQueue, Told, enter_worker, propagate_task
+from agentcore.pools._jobs import (
+    RUNNING,
+    Job,
+    Told,
+    current_worker,
+    enter_worker,
+    propagate_task,
+)
 from agentcore.pools._manager import Manager
-from agentcore.pools._records import DEFAULT_OPTIONS, Counts, JobInfo, JobOptions, WorkerPoolMetrics
+from agentcore.pools._records import DEFAULT_OPTIONS, JobOptions
+from agentcore.pools._settling import SettlingPool, Worker
+from agentcore.pools._waits import waiting_for
 
 
-@final
-class Worker:
-    """One thread that runs jobs.
-
-    Attributes:
-        pool: which it belongs to.
-        number: of the worker in its pool, from 1.
-        job: what it runs, also when that is settled already; None if it waits.
-        jobs_done: how many it has run.
-        is_replaced: whether another one has its place, since nobody knows when it comes back.
-        is_waiting: whether it waits in line, or has just been called from there.
-        thread: None until it is started.
-    """
-
-    __slots__ = ("child", "gate", "is_replaced", "is_waiting", "job", "jobs_done", "number", "pool", "thread")
-
-    def __init__(self, pool: WorkingPool, number: int) -> None:
-        self.pool = pool
-        self.number = number
-        self.job: Job | None = None
-        self.jobs_done = 0
-        self.is_replaced = self.is_waiting = False
-        self.thread: threading.Thread | None = None
-        # Locked while there is nothing to do.
-        self.gate = threading.Lock()
-        self.gate.acquire()
-        self.child: Any = None  # of the kinds that need one
-
-    @property
-    def ident(self) -> int | None:
-        """Of the thread; None before it is started."""
-        return self.thread.ident if self.thread is not None else None
-
-
-class WorkingPool(BaseWorkerPool):
+class WorkingPool(SettlingPool):
     """A pool whose workers are threads of its own, whatever they do: from the queue to the outcome of a job."""
-
-    def __init__(self, name: str, config: Any = None) -> None:
-        super().__init__(name, config)
-        self._size = self.config.size
-        self._lock = threading.RLock()
-        self._queue = JobQueue()
-        self._counts = Counts()
-        self._workers: set[Worker] = set()
-        self._idle: list[Worker] = []  # the one that became idle last is called first, so that others can expire
-        self._abandoned = self._replaced = self._numbers = 0
-        self._manager: Manager | None = None
-        self._cause: BaseException | None = None  # of its being broken
-        self._is_over = False  # whether the last worker has left
-        self._cut: list[str] = []
-        self._leaving: list[threading.Thread] = []
-        # Called when the last job is settled, if there are no further ones; and when the last worker has left.
-        self._calm: list[Callable[[], object]] = []
-        self._closed: list[Callable[[], object]] = []
-        self._space = threading.Condition(self._lock)
-        self._waiting_for_space = 0
 
     # What the kinds say.
 
@@ -105,43 +58,12 @@ class WorkingPool(BaseWorkerPool):
     def _close(self, worker: Worker) -> None:
         """Do what is to be done after the last job."""
 
-    @abc.abstractmethod
-    def _interrupt(self, worker: Worker, job: Job) -> bool:
-        """Try to end a job that nobody waits for any more; under the lock. Returns whether the worker is free soon."""
-
-    @abc.abstractmethod
-    def _is_free_soon(self, worker: Worker) -> bool:
-        """Tell whether a worker that has been interrupted comes back by itself."""
-
-    @property
-    def _max_abandoned(self) -> int:
-        """How many workers may be replaced while they still run."""
-        return 0
-
     @property
     def _max_jobs(self) -> int | None:
         """How many jobs a worker runs in its life."""
         return None
 
     # Jobs on their way in.
-
-    @property
-    def metrics(self) -> WorkerPoolMetrics:
-        """What it has done so far."""
-        with self._lock:
-            return self._counts.show(queued=len(self._queue), workers=len(self._workers), abandoned=self._abandoned)
-
-    def jobs(self) -> tuple[JobInfo, ...]:
-        """Return what the workers are at, the longest first; also what nobody waits for any more."""
-        now = _interop.clock()
-        with self._lock:
-            jobs = sorted(
-                (worker.job for worker in self._workers if worker.job is not None), key=lambda job: job.started
-            )
-            return tuple(
-                JobInfo(function=job.describe(), seconds=now - job.started, abandoned=job.state is SETTLED)
-                for job in jobs
-            )
 
     def _make(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
@@ -182,10 +104,23 @@ class WorkingPool(BaseWorkerPool):
             await self._perform_in_simulation(job, waiter, options)
         else:
             self._admit(job, must_fit=options.when_full == "raise")
-            await waiter.wait(partial(self.withdraw, job, abandon=options.abandon_on_cancel))
-        if isinstance(job.error, JobCancelledError):
-            await room.checkpoint_if_cancelled()  # by the cancellation of this very call
+            may_leave = partial(self._withdraw, job, abandon=options.abandon_on_cancel)
+            if current_worker() is None or options.timeout is not None:
+                await waiter.wait(may_leave)
+            else:
+                await self._wait_in_worker(job, waiter, may_leave)
+        if isinstance(job.error, JobCancelledError | WorkerPoolClosedError):
+            await room.checkpoint_if_cancelled()  # for a caller who is cancelled himself
         return job.give()
+
+    async def _wait_in_worker(self, job: Job, waiter: Waiter, may_leave: Callable[[], bool]) -> None:
+        """Wait in an event loop that a job runs, which ends no sooner than this."""
+        try:
+            with waiting_for((job, self), "a job that awaits another one"):
+                await waiter.wait(may_leave)
+        except WorkerPoolDeadlockError:
+            may_leave()
+            raise
 
     async def _perform_in_simulation(self, job: Job, waiter: Waiter, options: JobOptions) -> None:
         """Hand a job over and wait for it, in the time of the event loop, which stands still while the job runs."""
@@ -194,9 +129,9 @@ class WorkingPool(BaseWorkerPool):
 
         def may_leave() -> bool:
             if scope.deadline <= anyio.current_time():
-                self.expire(job)
+                self._expire(job)
                 return True
-            return self.withdraw(job, abandon=options.abandon_on_cancel)
+            return self._withdraw(job, abandon=options.abandon_on_cancel)
 
         try:
             self._admit(job, must_fit=options.when_full == "raise")
@@ -247,7 +182,7 @@ class WorkingPool(BaseWorkerPool):
         if _interop.is_time_replaced():
             return  # whoever waits does it by a scope, in the time of the event loop
         if self._manager is None:
-            self._manager = Manager(f"{self.name}-manager", self.expire, self._end_hung)
+            self._manager = Manager(f"{self.name}-manager", self._expire, self._end_hung)
         if job.deadline is not None:
             self._manager.add(job, len(self._queue) + self._counts.running)
 
@@ -258,7 +193,8 @@ class WorkingPool(BaseWorkerPool):
                 "got when_full='wait'; use `await pool.asubmit(...)` there",
                 {"pool": self.name},
             )
-        with self._space:
+        endless = job.deadline is None and current_worker() is not None
+        with waiting_for((job, self), "a job that waits for room") if endless else nullcontext(), self._space:
             self._waiting_for_space += 1
             try:
                 while self._state == "open" and len(self._queue) >= self.config.max_queue_size:
@@ -276,6 +212,7 @@ class WorkingPool(BaseWorkerPool):
     def _work(self, worker: Worker) -> None:
         """Be the worker: the whole life of its thread."""
         enter_worker(worker)
+        worker.ident = threading.get_ident()
         try:
             self._open(worker)
         except BaseException as error:  # noqa: BLE001 - told to everybody
@@ -305,6 +242,8 @@ class WorkingPool(BaseWorkerPool):
             calm = self._settle_done(worker, done, value, error)
             listener, done.listener = done.listener, None
             job, new = self._next(worker)
+        if self._late:
+            self._tell_late()
         # Those first who wait for the end of everything: in a simulation nothing may be missed by then.
         for callback in calm:
             callback()
@@ -334,7 +273,15 @@ class WorkingPool(BaseWorkerPool):
                     worker.gate.acquire()  # it was called at the very last moment
                 worker.is_waiting = False
                 job, new = self._next(worker)
+            if self._late:
+                self._tell_late()
         return job
+
+    def _tell_late(self) -> None:
+        """Tell of the jobs that were too late when their turn came."""
+        with self._lock:
+            late, self._late = self._late, []
+        Told.all(late).tell()
 
     def _next(self, worker: Worker) -> tuple[Job | None, Worker | None]:
         """Take a job, or wait in line, or leave. Under the lock; returns the job, and a worker that is to be started."""
@@ -344,7 +291,11 @@ class WorkingPool(BaseWorkerPool):
         if worker.is_replaced or (limit is not None and worker.jobs_done >= limit):
             self._leave(worker)
             return None, self._call_worker() if self._queue else None
-        job = self._queue.pop()
+        now = _interop.clock()
+        while (job := self._queue.pop()) is not None and job.deadline is not None and job.deadline <= now:
+            self._counts.timed_out += 1
+            self._queue.undo_pop()
+            self._late.append(self._settle_queued(job, job.too_late(self.name, "queued", job.timeout or 0.0)))
         if job is None:
             if self._state == "open":
                 self._idle.append(worker)
@@ -352,7 +303,6 @@ class WorkingPool(BaseWorkerPool):
             else:
                 self._leave(worker)
             return None, None
-        now = _interop.clock()
         job.state = RUNNING
         job.started = now
         job.worker = worker
@@ -371,184 +321,7 @@ class WorkingPool(BaseWorkerPool):
             self._leaving.append(worker.thread)
         self._close_if_over()
 
-    # Outcomes. Each is decided under the lock and told without it.
-
-    def _settle_done(
-        self, worker: Worker, job: Job, value: Any, error: BaseException | None
-    ) -> Sequence[Callable[[], object]]:
-        """Settle a job that has come to its end, unless that was done before; returns who waits for the last one."""
-        worker.job = None
-        worker.jobs_done += 1
-        if job.state is SETTLED:  # nobody has waited for this
-            self._abandoned -= 1
-            return ()
-        job.value, job.error = value, error
-        if error is None:
-            self._counts.succeeded += 1
-        elif isinstance(error, WorkerCrashedError):
-            self._counts.crashed += 1
-        elif job.is_unwanted and isinstance(error, JobCancelledError):
-            self._counts.cancelled += 1
-        else:
-            self._counts.failed += 1
-        self._counts.end(_interop.clock() - job.started)
-        job.state = SETTLED
-        if job.deadline is not None:
-            job.release()  # the manager still has it
-        return self._take_calm() if self._state != "open" else ()
-
-    def _settle(self, job: Job) -> Told:
-        """Decide the outcome, which stands in the job."""
-        if job.state is RUNNING:
-            self._counts.end(_interop.clock() - job.started)
-        job.state = SETTLED
-        listener, job.listener = job.listener, None
-        return Told([(listener, job)], self._take_calm())
-
-    def _settle_queued(self, job: Job, error: BaseException | None) -> Told:
-        """Settle a job that has not begun; without an error it was cancelled."""
-        job.error = error
-        job.is_cancelled = error is None or isinstance(error, WorkerPoolClosedError)
-        self._queue.discard()
-        told = self._settle(job)
-        job.release()
-        return told
-
-    def _settle_running(self, job: Job, error: BaseException | None) -> tuple[Told, Worker | None]:
-        """Settle a job whose worker is still at it; also returns a worker that is to be started in its place."""
-        worker: Worker = job.worker
-        job.error = error
-        told = self._settle(job)
-        self._abandoned += 1
-        new = None
-        if not self._interrupt(worker, job) and self._replaced < self._max_abandoned:
-            worker.is_replaced = True
-            self._replaced += 1
-            new = self._call_worker() if self._queue else None
-        return told, new
-
-    def _take_calm(self) -> list[Callable[[], object]]:
-        """Return who is to be told that the last job is settled, if it is."""
-        if self._state == "open" or self._queue or self._counts.running:
-            return []
-        calm, self._calm = self._calm, []
-        return calm
-
-    def take_back(self, job: Job) -> bool:
-        """Cancel a job that has not begun; tell whether it had not."""
-        with self._lock:
-            if job.state is not QUEUED:
-                return False
-            self._counts.cancelled += 1
-            told = self._settle_queued(job, None)
-        told.tell()
-        return True
-
-    def withdraw(self, job: Job, *, abandon: bool) -> bool:
-        """End a job because its caller has been cancelled; tell whether he may go, or else has to wait for its end.
-
-        Args:
-            job: which.
-            abandon: whether a thread may be left behind.
-        """
-        new = None
-        with self._lock:
-            if job.state is QUEUED:
-                self._counts.cancelled += 1
-                job.listener = None
-                told = self._settle_queued(job, None)
-            elif job.state is RUNNING and abandon:
-                self._counts.cancelled += 1
-                job.listener = None
-                told, new = self._settle_running(job, None)
-            else:
-                if job.state is RUNNING:
-                    self._interrupt(job.worker, job)
-                return False
-        told.tell()
-        if new is not None:
-            self._start(new)
-        return True
-
-    def expire(self, job: Job, phase: str = "running", limit: float | None = None) -> None:
-        """End a job that has taken too long."""
-        new = None
-        with self._lock:
-            if job.state is SETTLED:
-                return
-            self._counts.timed_out += 1
-            limit = limit if limit is not None else job.timeout or 0.0
-            if job.state is QUEUED:
-                told = self._settle_queued(job, job.too_late(self.name, "queued", limit))
-            else:
-                told, new = self._settle_running(job, job.too_late(self.name, phase, limit))
-        told.tell()
-        if new is not None:
-            self._start(new)
-
-    def _end_hung(self) -> float | None:
-        """End what has run for longer than `task_timeout`; return in how many seconds that can be the case again."""
-        limit = self.config.task_timeout
-        if limit is None:
-            return None
-        now = _interop.SYSTEM.monotonic()
-        with self._lock:
-            jobs = [worker.job for worker in self._workers if worker.job is not None and worker.job.state is RUNNING]
-        for job in jobs:
-            if now - job.started >= limit:
-                self.expire(job, "worker", limit)
-        return min((limit - (now - job.started) for job in jobs if now - job.started < limit), default=limit)
-
-    def _break(self, error: BaseException) -> None:
-        """Take no jobs any more, for no worker can be had."""
-        with self._lock:
-            if self._state in ("closed", "broken"):
-                return
-            self._state, self._cause = "broken", error
-            told = Told.all(self._settle_queued(job, self._broken_error()) for job in self._queue.take_all())
-            self._counts.failed += len(told.listeners)
-            self._dismiss_idle()
-            self._close_if_over()
-        told.tell()
-
-    def _broken_error(self) -> WorkerPoolBrokenError:
-        error = WorkerPoolBrokenError(
-            f"workers of pool {self.name!r} cannot be started, so it takes no jobs any more: got {self._cause!r}; "
-            "mend that, and get another pool, whose name may be the same",
-            {"pool": self.name},
-        )
-        error.__cause__ = self._cause
-        return error
-
-    def _refusal(self) -> WorkerPoolError:
-        return self._broken_error() if self._state == "broken" else self._closed_error()
-
-    def _full_error(self) -> WorkerPoolFullError:
-        return WorkerPoolFullError(
-            f"worker pool {self.name!r} lets no more than max_queue_size jobs wait: got one more than "
-            f"{self.config.max_queue_size}; try later, use asubmit, which waits, or raise max_queue_size",
-            {"pool": self.name, "max_queue_size": self.config.max_queue_size},
-        )
-
-    def _close_if_over(self) -> None:
-        """Be closed when the last worker has left that is not given up. Under the lock."""
-        if self._state == "open" or len(self._workers) > self._replaced or self._queue:
-            return
-        if self._state == "draining":
-            self._state = "closed"
-        self._is_over = True
-        if self._manager is not None:
-            self._manager.stop()
-        closed, self._closed = self._closed, []
-        for callback in closed:
-            callback()
-
-    def _dismiss_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for worker in idle:
-            worker.gate.release()
-
-    def threads(self) -> list[int] | None:
+    def _threads(self) -> list[int] | None:
         """Return the threads of the workers; None if there could be more of them."""
         with self._lock:
             idents = [worker.ident for worker in self._workers if not worker.is_replaced]

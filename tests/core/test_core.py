@@ -57,6 +57,7 @@ from tests.core.fakes import (
     returning,
     task_in,
 )
+from tests.core.worker_pools import TestWorkerPool  # noqa: F401 - collected with those below
 
 
 @pytest.fixture

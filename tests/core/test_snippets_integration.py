@@ -1,4 +1,4 @@
-"""Programs written as the specification's chapters on usage and integration have them, as far as they need no pool.
+"""Programs written as the specification's chapters on usage and integration have them.
 
 Each makes the same calls in the same order and expects the same outcomes, with other names and other data, in a program
 of plain asyncio and in one of plain trio.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 import agentcore
@@ -24,20 +25,31 @@ from agentcore import (
     BaseTask,
     CircuitBreakerConfig,
     CircuitOpenError,
+    QueueWorkerPool,
+    QueueWorkerPoolConfig,
     RuntimeConfig,
+    SystemContext,
     TaskExecutionError,
     TaskFactory,
     TaskPriority,
     TaskResult,
     TaskState,
+    ThreadWorkerPool,
+    WorkerPoolClosedError,
+    WorkerPoolConfig,
+    WorkerPoolType,
     clear_circuit_breakers,
     clear_registries,
     execute_task,
     get_circuit_breaker,
     get_registry,
+    get_worker_pool,
+    initialize_system,
     register_agents,
     register_task_handlers,
     register_tools,
+    shutdown_all_worker_pools,
+    shutdown_system,
 )
 from agentcore.config import SystemConfiguration, load_configuration
 from agentcore.observe import init_logging, init_metrics
@@ -219,6 +231,66 @@ def test_a_service_behind_two_circuits(loop: Loop) -> None:
     loop.run(main)
 
 
+# Pools for two kinds of work.
+
+
+class Kitchen:
+    """Fetches by a pool for what waits, and chops by a pool for what computes."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.fetched: list[str] = []
+        self.pools: list[Any] = []
+
+    async def work(self, articles: list[str], weights: list[int]) -> list[int]:
+        """Do both; the program of the usage examples."""
+        io_pool = await get_worker_pool("fetching", WorkerPoolType.QUEUE_ASYNCIO)
+        cpu_pool = await get_worker_pool(
+            "chopping", WorkerPoolType.THREAD, WorkerPoolConfig(workers=4, max_queue_size=100)
+        )
+        assert isinstance(io_pool, QueueWorkerPool)
+        assert isinstance(cpu_pool, ThreadWorkerPool)
+        self.pools = [io_pool, cpu_pool]
+        for article in articles:
+            await io_pool.submit(self._fetch, article)
+        pieces = []
+        for weight in weights:
+            result = await cpu_pool.asubmit(self._chop, weight)
+            pieces.append(result)
+        await io_pool.shutdown(wait=True)
+        await cpu_pool.ashutdown(wait=True)
+        return pieces
+
+    async def _fetch(self, article: str) -> str:
+        await self.loop.sleep(0)
+        self.fetched.append(article)
+        return article
+
+    @staticmethod
+    def _chop(weight: int) -> int:
+        return weight // 10
+
+
+@pytest.mark.parametrize("place", ["outside", "strict", "hosted"])
+def test_work_in_two_pools(loop: Loop, place: str) -> None:
+    """Outside of any block and in each kind of runtime: everything is done when the pools are shut down."""
+
+    async def main() -> None:
+        kitchen = Kitchen(loop)
+        if place == "outside":
+            pieces = await kitchen.work(["salt", "rice", "leek"], [10, 25])
+        else:
+            async with AgentRuntime(hosted=place == "hosted"):
+                pieces = await kitchen.work(["salt", "rice", "leek"], [10, 25])
+        assert [1, 2] == pieces
+        assert {"salt", "rice", "leek"} == set(kitchen.fetched)
+        assert ["closed", "closed"] == [pool.state for pool in kitchen.pools]
+        with pytest.raises(WorkerPoolClosedError, match="takes no jobs any more"):
+            kitchen.pools[1].submit(len, "")
+
+    loop.run(main)
+
+
 # Handlers that are found by name.
 
 
@@ -372,3 +444,146 @@ def test_a_task_without_a_runtime(loop: Loop) -> None:
 
     loop.run(main)
     assert [True, True] == [agent.is_terminated for agent in made]
+
+
+# The start and the end as the integration chapter writes them itself, with our parts.
+
+
+async def open_kitchen() -> SystemContext:
+    """Do what `initialize_system` does, step by step."""
+    config = load_configuration(env={}, io_workers=2, logging={"enabled": False}, metrics={"enabled": False})
+    init_logging(config.logging)
+    init_metrics(config.metrics)
+    io_pool = await get_worker_pool(
+        "io_tasks", WorkerPoolType.QUEUE_ASYNCIO, QueueWorkerPoolConfig(workers=config.io_workers)
+    )
+    cpu_pool = await get_worker_pool("cpu_tasks", WorkerPoolType.THREAD, WorkerPoolConfig(workers=config.cpu_workers))
+    register_agents()
+    register_task_handlers()
+    register_tools()
+    api_circuit = get_circuit_breaker(
+        "api_service",
+        CircuitBreakerConfig(failure_threshold=config.api_failure_threshold, reset_timeout_ms=config.api_reset_timeout),
+    )
+    return SystemContext(io_pool=io_pool, cpu_pool=cpu_pool, api_circuit=api_circuit)
+
+
+async def close_kitchen(loop: Loop, system_context: SystemContext, timeout: float = 30.0) -> list[str]:
+    """Do what `shutdown_system` does, step by step; return what there was to tell."""
+    told = []
+    system_context.accepting_tasks = False
+    try:
+        await loop.give_up(timeout / 2, system_context.task_queue.join)
+    except TimeoutError:
+        told.append("tasks have not ended")
+    for agent in system_context.active_agents:
+        told.append(f"{agent.name} goes home")
+        await agent.terminate()
+    await shutdown_all_worker_pools(wait=True, timeout=timeout / 2)
+    return told
+
+
+async def order(task_type: str, input_data: dict[str, Any], priority: TaskPriority = TaskPriority.NORMAL) -> Any:
+    """Do what `execute_task` does, step by step."""
+    task = TaskFactory.create_task(task_type, input_data, priority=priority)
+    agent_factory = await get_registry("agents").get(f"{task_type}_agent")
+    if not agent_factory:
+        raise ValueError(f"nobody does {task_type}")
+    agent = agent_factory()
+    context = AgentContext(task=task)
+    try:
+        result = await agent.execute(context)
+        if result.success:
+            return result.output
+        raise TaskExecutionError(f"not done: {result.error}")
+    finally:
+        await agent.terminate()
+
+
+@pytest.mark.parametrize("place", ["outside", "strict", "hosted"])
+def test_a_system_written_by_hand(loop: Loop, place: str) -> None:
+    """Its three functions, as a program of its own has them, work with the parts of this library wherever they run."""
+    get_registry("agents").register("prepare_agent", planner)
+    delivered: list[str] = []
+
+    async def deliver(dish: str) -> None:
+        await loop.sleep(0)
+        delivered.append(dish)
+
+    async def work() -> SystemContext:
+        system = await open_kitchen()
+        assert (system.runtime is None) == (place == "outside")
+        assert {"steps": ["buy rice", "cook rice"]} == await order("prepare", {"dish": "rice"}, TaskPriority.HIGH)
+        with pytest.raises(ValueError, match="nobody does paint"):
+            await order("paint", {})
+        with pytest.raises(TaskExecutionError, match="no recipe"):
+            await order("prepare", {"dish": "unknown"})
+        assert 4 == await system.cpu_pool.asubmit(len, "rice")
+        await system.io_pool.submit(deliver, "rice")
+        assert [] == await close_kitchen(loop, system)
+        return system
+
+    async def main() -> None:
+        if place == "outside":
+            system = await work()
+        else:
+            async with AgentRuntime(hosted=place == "hosted"):
+                system = await work()
+        assert (["rice"], False) == (delivered, system.accepting_tasks)
+        assert ("closed", "closed") == (system.io_pool.state, system.cpu_pool.state)
+
+    loop.run(main)
+
+
+def test_a_system_written_by_hand_ends_what_does_not_end(loop: Loop) -> None:
+    """When the first half of the time is over agents are terminated, which ends their tasks; jobs have the second half."""
+
+    class Stubborn(Cook):
+        async def process(self, context: AgentContext) -> AgentResult:
+            await loop.sleep(3600)
+            raise AssertionError
+
+    async def main() -> None:
+        async with AgentRuntime() as runtime:
+            system = await open_kitchen()
+            config = AgentConfig(name="stubborn", agent_type="cook", timeout=3600.0, terminate_timeout=1.0)
+            runtime.registry("agents").register("idle", planner())
+            runtime.registry("agents").register("stew_agent", lambda: Stubborn(config))
+            handle = await runtime.submit("stew")
+            await system.io_pool.submit(loop.sleep, 3600)
+            await loop.sleep(1)
+            told = await close_kitchen(loop, system, timeout=8.0)
+            assert ["tasks have not ended", "chef goes home", "stubborn goes home"] == told
+            result = await handle.wait()
+            assert (TaskState.FAILED, "AgentTerminatedError") == (result.state, result.error["error_type"])  # type: ignore[index]
+            assert "closed" == system.io_pool.state
+
+    loop.simulate(main)
+
+
+def test_the_system_of_the_library_does_the_same(loop: Loop) -> None:
+    """The three calls in its stead, with tasks in a runtime, which are told why they end."""
+    get_registry("agents").register("prepare_agent", planner)
+
+    async def main() -> None:
+        config = load_configuration(env={}, logging={"enabled": False}, metrics={"enabled": False})
+        system = await initialize_system(config)
+        output = await execute_task("prepare", {"dish": "rice"}, TaskPriority.HIGH)
+        assert {"steps": ["buy rice", "cook rice"]} == output
+        await system.io_pool.submit(loop.sleep, 3600)
+        assert system.runtime is not None
+
+        @system.runtime.handler("stew")
+        async def stew(_: dict[str, Any]) -> None:
+            await loop.sleep(3600)
+
+        handle = await system.runtime.submit("stew")
+        await loop.sleep(1)
+        began = anyio.current_time()
+        report = await shutdown_system(system, timeout=8.0)
+        assert report is not None
+        assert (False, 8.0) == (report.drained, anyio.current_time() - began)
+        assert (TaskState.CANCELED, "the system is shutting down") == (handle.state, handle.task.cancel_reason)
+        assert ("closed", "closed") == (system.io_pool.state, system.cpu_pool.state)
+
+    loop.simulate(main)

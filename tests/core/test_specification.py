@@ -24,6 +24,7 @@ import attrs
 import pytest
 
 import agentcore
+from tests.core.pool_rows import FRESH_POOLS, POOLS
 from tests.core.shapes import (
     ANY_DEFAULT,
     Base,
@@ -309,9 +310,20 @@ ERRORS: Final[tuple[Row, ...]] = (
     Base("CircuitTimeoutError", ("CircuitBreakerError", TimeoutError)),
 )
 
-# The chapter on integration. What makes worker pools (`initialize_system`, `SystemContext`, `shutdown_system`) is not
-# among it.
+# The chapter on integration.
 INTEGRATION: Final[tuple[Row, ...]] = (
+    Call("initialize_system", (("configuration", None),), is_async=True),
+    Call("shutdown_system", ("system_context", ("timeout", 30.0)), is_async=True),
+    *fields(
+        "SystemContext",
+        io_pool=agentcore.BaseWorkerPool,
+        cpu_pool=agentcore.BaseWorkerPool,
+        api_circuit=agentcore.CircuitBreaker,
+        # None where no runtime is current: the specification's own functions know of none.
+        runtime=agentcore.AgentRuntime | None,
+        accepting_tasks=bool,
+    ),
+    *properties("SystemContext", task_queue=object, active_agents=tuple),
     Call(
         "execute_task",
         ("task_type", ("input_data", ANY_DEFAULT), ("priority", agentcore.TaskPriority.NORMAL)),
@@ -362,6 +374,7 @@ TABLE: Final = MappingProxyType(
         "tasks": TASKS,
         "base_task": BASE_TASK,
         "errors": ERRORS,
+        "pools": POOLS,
         "integration": INTEGRATION,
     }
 )
@@ -398,7 +411,13 @@ FRESH: Final[MappingProxyType[str, Callable[[], object]]] = MappingProxyType(
         "CoreError": lambda: agentcore.CoreError("sample"),
         "Registry": lambda: agentcore.Registry[str]("sample"),
         "SystemConfiguration": agentcore.SystemConfiguration,
+        "SystemContext": lambda: agentcore.SystemContext(
+            io_pool=agentcore.QueueWorkerPool("sample"),
+            cpu_pool=agentcore.ThreadWorkerPool("sample"),
+            api_circuit=agentcore.CircuitBreaker("sample"),
+        ),
         "TaskResult": lambda: agentcore.TaskResult.from_task(agentcore.BaseTask.create("sample", {})),
+        **FRESH_POOLS,
     }
 )
 """One fresh instance of each class that has `Field` or `Property` rows."""
@@ -498,8 +517,14 @@ RECORDS: Final = (
     "BaseTask",
     "CircuitBreakerConfig",
     "CircuitBreakerMetrics",
+    "ProcessWorkerPoolConfig",
+    "QueueWorkerPoolConfig",
     "SystemConfiguration",
+    "SystemContext",
     "TaskResult",
+    "ThreadWorkerPoolConfig",
+    "WorkerPoolConfig",
+    "WorkerPoolMetrics",
 )
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import reload
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,8 @@ async def test_files_that_take_too_long_are_named(nasty: Path) -> None:
     for name in ("huge.md", "huge too"):
         with (nasty / name).open("wb") as file:
             file.truncate(1 << 42)
-    report = await triaged(nasty, deadline=0.3, largest=2)
-    late = "not read: it took more than 0.3 s"
+    report = await triaged(nasty, deadline=4, largest=2)
+    late = "not read: it took more than 4 s"
     assert {**findings(without), "huge.md": late, "huge too": late} == findings(report)
     assert [
         {"path": "huge too", "language": "unknown", "bytes": 1 << 42, "lines": None},
@@ -202,42 +202,44 @@ async def test_files_that_take_too_long_are_named(nasty: Path) -> None:
 
 @pytest.mark.anyio
 async def test_files_are_measured_off_the_event_loop(nasty: Path) -> None:
-    """What blocks runs in worker threads, the walk too."""
+    """The walk runs in a worker thread, each file is a job of a pool of processes."""
     reload(triage)
     threads = []
 
-    def watched(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def call(asked: Any) -> Any:
-            threads.append(threading.current_thread())
-            return function(asked)
-
-        return call
+    def walk(asked: Any) -> Any:
+        threads.append(threading.current_thread())
+        return triage.walk(asked)
 
     async with AgentRuntime() as runtime:
-        for name in ("walk", "measure"):
-            runtime.handler(name)(watched(getattr(triage, name)))
+        runtime.handler("walk")(walk)
         runtime.handler("triage")(triage.workflow)
-        report = await runtime.run("triage", {"path": str(nasty)})
-    assert 1 + report["files"] == len(threads)
+        report = await runtime.run("triage", {"path": str(nasty), "deadline": 20})
+        pools = runtime.pools.list_all()
+    assert [("files within 20 s", "process", report["files"])] == [
+        (name, pool.pool_type, pool.metrics.succeeded) for name, pool in pools.items()
+    ]
+    assert 1 == len(threads)
     assert threading.current_thread() not in threads
 
 
 @pytest.mark.anyio
 async def test_one_failure_costs_one_file(nasty: Path) -> None:
-    """A bug that one file brings to light is a finding, and the other files of its batch are read."""
+    """A bug that one file brings to light is a finding, or the death of its process; the others of its batch are read."""
     reload(triage)
 
-    def measure(asked: dict[str, Any]) -> dict[str, Any]:
-        if asked["file"].path == "binary":
-            raise ZeroDivisionError("division by zero")
-        return dict(triage.measure(asked))
+    async def measure(job: dict[str, Any], context: AgentContext) -> Any:
+        path = job["file"].path
+        if path == "windows.txt":
+            return await context.pool("files", "process").asubmit(os._exit, 7)
+        return await triage.measure_apart(job if path != "binary" else {**job, "file": None}, context)
 
     async with AgentRuntime() as runtime:
         runtime.handler("measure")(measure)
         runtime.handler("triage")(triage.workflow)
         report = await runtime.run("triage", {"path": str(nasty)})
-    assert "not read: division by zero" == findings(report)["binary"]
-    assert told_by_tools(nasty)["unread"] + 1 == report["unread"]
+    assert "not read: 'NoneType' object has no attribute 'path'" == findings(report)["binary"]
+    assert "not read: the process that measured it died" == findings(report)["windows.txt"]
+    assert told_by_tools(nasty)["unread"] + 2 == report["unread"]
     assert told_by_tools(nasty)["files"] == report["files"]
 
 

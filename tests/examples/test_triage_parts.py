@@ -1,6 +1,7 @@
 """The parts of the triage, each by itself: options, kinds, counts, complexity, the walk, batches, the report."""
 
 import os
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentcore import ConfigurationError
+from agentcore import ConfigurationError, WorkerCrashedError
 from examples import triage
 
 NAMELESS = os.fsdecode(b"caf\xe9.txt")
@@ -31,9 +32,9 @@ def whole(root: Path | str, **given: Any) -> dict[str, Any]:
     return triage.report(plan["count"], plan["findings"], tally, asked["largest"])
 
 
-def measured(root: Path | str, path: str, size: int = 7, inode: str = "", check: Any = nothing) -> dict[str, Any]:
+def measured(root: Path | str, path: str, size: int = 7, inode: str = "") -> dict[str, Any]:
     """Return the row of figures of a file."""
-    row: dict[str, Any] = triage.measure({"root": str(root), "file": triage.Planned(path, size, inode)}, check)
+    row: dict[str, Any] = triage.measure({"root": str(root), "file": triage.Planned(path, size, inode)})
     return row
 
 
@@ -270,25 +271,42 @@ def test_what_has_become_something_else_is_not_waited_for(tmp_path: Path) -> Non
     ] == [tuple(row.values()) for row in rows]
 
 
-def test_reading_can_be_stopped_between_blocks(tmp_path: Path) -> None:
-    """What the check raises ends a thread in the middle of a file, and of a walk."""
-    blocks_read = []
+def test_walking_can_be_stopped_between_entries(tmp_path: Path) -> None:
+    """What the check raises ends a thread in the middle of a walk."""
+    seen = []
 
     def stop_at_the_third() -> None:
-        blocks_read.append(1)
-        if len(blocks_read) == 3:
+        seen.append(1)
+        if len(seen) == 3:
             raise KeyboardInterrupt
 
-    with (tmp_path / "large").open("wb") as file:
-        file.truncate(1 << 40)
-    with pytest.raises(KeyboardInterrupt):
-        measured(tmp_path, "large", check=stop_at_the_third)
-    assert 3 == len(blocks_read)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    blocks_read.clear()
+    for name in "abcd":
+        (tmp_path / name).mkdir()
     with pytest.raises(KeyboardInterrupt):
         triage.walk({"path": str(tmp_path), "ignore": []}, stop_at_the_third)
+    assert 3 == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [
+        (TimeoutError("late"), "it took more than 2.5 s"),
+        (WorkerCrashedError("signal 9"), "the process that measured it died"),
+        (PermissionError(13, "Permission denied", "file"), "Permission denied"),
+        (ZeroDivisionError("division by zero"), "division by zero"),
+    ],
+)
+def test_a_loss_has_a_reason(why: BaseException, expected: str) -> None:
+    """Whatever became of a file, its finding says it in a few words."""
+    assert expected == triage.loss(why, 2.5)
+
+
+def test_jobs_and_rows_travel_between_processes(tmp_path: Path) -> None:
+    """What goes to another process and comes back from there is the same as here."""
+    (tmp_path / "a.py").write_bytes(b"def f(): pass\n")
+    job = {"root": str(tmp_path), "file": triage.Planned("a.py", 14, "1:2"), "deadline": 1.0}
+    function, there = pickle.loads(pickle.dumps((triage.measure, job)))
+    assert triage.measure(job) == pickle.loads(pickle.dumps(function(there)))
 
 
 # --------------------------------------------------------------------------------------------------- what is in a tree
