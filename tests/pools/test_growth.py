@@ -32,7 +32,7 @@ from agentcore import (
 MANY = 100_000
 MILLION = 1_000_000
 CALLERS = 64
-ROUND = 1_000
+ROUND = 500
 """Jobs that are taken back at a time."""
 SPARE = 3_000
 """Blocks of memory that may come and go: free lists, caches. A hundredth of what the fewest of these jobs would take."""
@@ -187,7 +187,7 @@ async def let_expire(blocked: Blocked) -> None:
             await blocked.pool.options(timeout=0.005).asubmit(blocked.job)
 
     async with anyio.create_task_group() as group:
-        for _ in range(ROUND // 4):
+        for _ in range(ROUND // 2):
             group.start_soon(wait)
 
 
@@ -205,7 +205,7 @@ FUTURES: dict[str, Callable[[Blocked], Awaitable[None]]] = {
 async def never_begun(kind: str, use: Callable[[Blocked], Awaitable[None]], rounds: int) -> None:
     """Check that jobs which leave the queue leave nothing in it."""
     async with Blocked(MAKE[kind](1, max_queue_size=10 * ROUND)) as blocked:
-        for _ in range(4):
+        for _ in range(3):
             await use(blocked)
         before = blocks()
         for _ in range(rounds):
@@ -222,7 +222,7 @@ async def never_begun(kind: str, use: Callable[[Blocked], Awaitable[None]], roun
 @pytest.mark.parametrize("how", QUEUED)
 def test_jobs_that_leave_the_queue(backend: str, kind: str, how: str) -> None:
     """Cancelled or too late, behind a job that never ends."""
-    anyio.run(never_begun, kind, QUEUED[how], 8, backend=backend)
+    anyio.run(never_begun, kind, QUEUED[how], 6, backend=backend)
 
 
 @backends
@@ -236,7 +236,7 @@ def test_futures_that_are_taken_back(backend: str, how: str) -> None:
 @pytest.mark.parametrize("kind", MAKE)
 @pytest.mark.parametrize("how", QUEUED)
 def test_a_million_jobs_that_leave_the_queue(backend: str, kind: str, how: str) -> None:
-    rounds = MILLION // ROUND // (5 if how == "too late" else 1)
+    rounds = MILLION // ROUND // (10 if how == "too late" else 1)
     anyio.run(never_begun, kind, QUEUED[how], rounds, backend=backend)
 
 

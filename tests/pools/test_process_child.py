@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -330,13 +331,13 @@ def test_main_module_that_cannot_be_loaded_is_tried_once(
 ) -> None:
     """Everybody who needs it is told."""
     file = tmp_path / "a_main_module.py"
-    file.write_text(f"open({str(tmp_path / 'diary')!r}, 'a').write('x')\nraise SystemExit('no guard')\n")
+    file.write_text(f"import os\nos.mkdir({str(tmp_path / 'been here')!r})\nraise SystemExit('no guard')\n")
     main_module("path", str(file))
     for _ in range(2):
         error = decode_error(*_child.perform(CALL_OF_MAIN))
         assert isinstance(error, ImportError)
         assert "must be loadable in a worker process: got SystemExit: no guard; put what it does behind" in str(error)
-    assert "x" == (tmp_path / "diary").read_text()
+    assert (tmp_path / "been here").is_dir()
     assert not _child.is_loading_main
 
 
@@ -356,8 +357,9 @@ def test_end_of_the_lifeline_is_a_signal(heard: list[int]) -> None:
     reading, writing = os.pipe()
     _child.live_with(reading)
     os.close(writing)
-    while not heard:
-        signal.sigtimedwait([], 0.01)
+    for _ in range(1000):
+        if not heard:
+            signal.sigtimedwait([], 0.01)
     os.close(reading)
     assert {signal.SIGIO} == set(heard)
 
@@ -370,6 +372,14 @@ def test_lifeline_that_cannot_signal_is_none() -> None:
     _child.live_with(reading)
 
 
+@contextmanager
+def killed_at_the_end(process: subprocess.Popen[str]) -> Generator[None]:
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_script_is_a_worker(pair: Pair, settings: dict[str, Any]) -> None:
     """It loads nothing of the package, and ends with its pool."""
     lifeline = os.pipe()
@@ -377,11 +387,13 @@ def test_script_is_a_worker(pair: Pair, settings: dict[str, Any]) -> None:
     worker = subprocess.Popen(
         [sys.executable, "-P", _child.__file__, *map(str, numbers)],
         pass_fds=numbers,
+        # Nothing that measures it: that would load modules of its own.
+        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
     )
-    with worker:
+    with worker, killed_at_the_end(worker):
         pair.sockets[1].close()
         pair.near.send(_child.BOOT, 0, pickle.dumps(settings, 5))
         assert (_child.READY, 0, b"") == pair.near.receive()

@@ -15,8 +15,13 @@ pytest.register_assert_rewrite(
             "of_life_groups",
             "of_life_hosted",
             "of_pipeline",
+            "of_pools",
+            "of_pools_faults",
+            "of_pools_hosted",
+            "of_pools_hosts",
             "of_runtime",
             "of_tasks",
+            "pool_states",
         )
     )
 )

@@ -10,6 +10,9 @@ from tests.sweeps import (
     of_life_groups,
     of_life_hosted,
     of_pipeline,
+    of_pools,
+    of_pools_hosted,
+    of_pools_hosts,
     of_runtime,
     of_tasks,
 )
@@ -25,6 +28,9 @@ FILLED_BY = (
     of_life_ends,
     of_life_hosted,
     of_pipeline,
+    of_pools,
+    of_pools_hosted,
+    of_pools_hosts,
     of_runtime,
     of_tasks,
 )

@@ -97,6 +97,7 @@ class Jobs:
 
         def in_thread(*_: object) -> str:
             with self._noted(note):
+                self.step()
                 if what == "fail":
                     raise Boom("as told")
                 if what == "gate":
@@ -107,6 +108,7 @@ class Jobs:
 
         async def in_loop(*_: object) -> str:
             with self._noted(note):
+                self.step()
                 await do(what)
                 if then is not None:
                     await then()
@@ -115,6 +117,9 @@ class Jobs:
         job = in_thread if kind == "threads" else in_loop
         job.note = note  # type: ignore[attr-defined]
         return job
+
+    def step(self) -> None:
+        """Be what each job does first: the place for faults in a job."""
 
     @contextmanager
     def _noted(self, note: Note) -> Iterator[None]:
@@ -293,8 +298,6 @@ async def check_closed(pool: Any) -> None:
     """Check that a pool that was shut down has nothing left, and says so."""
     assert pool.state == "closed"
     assert 0 == pool.metrics.workers
-    if isinstance(pool, ThreadWorkerPool):
-        await anyio.to_thread.run_sync(pool._join_threads)
     try:
         await pool.asubmit(Jobs().make(pool.name))
     except WorkerPoolClosedError:

@@ -51,7 +51,8 @@ def public_coroutines() -> Iterator[str]:
                 "__anext__",
                 "__await__",
             )
-            if is_public and is_asynchronous(inspect.getattr_static(cls, name)):
+            # Who defines how it is awaited need not do so by a coroutine function.
+            if is_public and (name == "__await__" or is_asynchronous(inspect.getattr_static(cls, name))):
                 owner = next(base for base in cls.__mro__ if name in base.__dict__)
                 yield f"{owner.__name__}.{name}"
 
