@@ -48,7 +48,11 @@ nox.options.sessions = [
 # their own.
 QUICK = ["-m", "not thorough", *(f"--ignore=tests/{name}" for name in ("test_docs.py", "embedding", "planted"))]
 # Besides, without what hardly depends on a version or on another library: for the versions in between, and the lowest ones.
-NARROW = [*QUICK, *(f"--ignore=tests/{name}" for name in ("cli", "config", "examples", "rules", "sweeps"))]
+NARROW = [
+    *QUICK,
+    *(f"--ignore=tests/{name}" for name in ("cli", "config", "examples", "rules", "sweeps")),
+    "--ignore-glob=tests/pools/test_[!o]*",  # all but the table of outcomes
+]
 EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
@@ -256,7 +260,7 @@ def planted(session: nox.Session) -> None:
 
 @nox.session(python=BASE, default=False)
 def campaign(session: nox.Session) -> None:
-    """Run the sweeps that are left out by default: deadlines and orders once more, in hosted runtimes."""
+    """Run what is left out by default: sweeps once more in hosted runtimes, 2,000 killed workers, a million jobs."""
     install(session, "test")
     session.run("python", "-m", "pytest", "-n", "2", "-m", "campaign", "tests", *session.posargs)
 
@@ -274,6 +278,13 @@ def bench_runtime(session: nox.Session) -> None:
     """Measure what passes through a runtime, beside frameworks for agents, in an environment that has them."""
     session.install("-e", ".[trio]", *group("agent-peers"))
     session.run("python", "benchmarks/runtime.py", *session.posargs)
+
+
+@nox.session(python=BASE, default=False)
+def bench_pools(session: nox.Session) -> None:
+    """Measure worker pools beside others, in an environment that has them."""
+    session.install("-e", ".[trio]", *group("pool-peers"))
+    session.run("python", "benchmarks/pools.py", *session.posargs)
 
 
 @nox.session(python=BASE, default=False)

@@ -369,7 +369,10 @@ class _Lifeline:
                     os.close(end)
 
     def forget(self) -> None:
-        """Have another one from now on, after a fork: this one is the parent's."""
+        """Let go of this one after a fork: it is the parent's, whose end alone closes it. The next worker gets another one."""
+        if self._hands:
+            for end in self._ends:
+                os.close(end)
         self._lock = threading.Lock()
         self._hands = 0
 

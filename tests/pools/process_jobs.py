@@ -127,6 +127,11 @@ def die_twice_at_begin(path: str) -> None:
             os._exit(9)
 
 
+def refuse_to_begin() -> None:
+    """Have the process end when it is given a job, before it has noted that."""
+    os.pwrite = lambda *_: os._exit(4)  # type: ignore[assignment]
+
+
 def leave_thread_behind(begun: str, gate: str) -> int:
     """Start a thread that the process would wait for."""
     threading.Thread(target=hear, args=(gate,)).start()

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentcore import (
@@ -76,6 +76,7 @@ def test_no_number_is_forgotten() -> None:
 
 
 @numbers
+@settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_numbers_that_are_accepted(config: type[WorkerPoolConfig], name: str, data: st.DataObject) -> None:
     """They are kept as they are."""
@@ -93,6 +94,7 @@ def test_numbers_that_are_accepted(config: type[WorkerPoolConfig], name: str, da
 
 
 @numbers
+@settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_numbers_that_are_refused(config: type[WorkerPoolConfig], name: str, data: st.DataObject) -> None:
     """With the name, the rule and the value; the error is of ours, and travels."""
@@ -251,6 +253,7 @@ def test_types_by_their_values(member: WorkerPoolType) -> None:
     assert member.name.lower() == member.value == str(member)
 
 
+@settings(deadline=None)
 @given(st.text() | st.integers() | st.none() | st.floats() | st.lists(st.integers()))
 def test_other_types_are_refused(value: object) -> None:
     if isinstance(value, str) and value.lower() in set(WorkerPoolType):

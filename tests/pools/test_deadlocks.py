@@ -181,7 +181,7 @@ def test_a_job_leaves_its_own_pool() -> None:
             guarded(pool.submit(job).result)
         assert str(caught.value) == (
             "the end of worker pool 'pool' would wait for the job that asks for it: got a call in "
-            "<ThreadWorkerPool 'pool' open> itself; leave the pool elsewhere"
+            "<ThreadWorkerPool 'pool' open> itself; pass wait=False, or leave the pool elsewhere"
         )
         assert pool.submit(echo, 1).result(LIMIT) == 1, "nothing has happened"
 

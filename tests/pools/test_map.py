@@ -156,21 +156,26 @@ async def test_the_timeout_is_for_the_whole(way: Any) -> None:
         assert await way(pool, square, [2], timeout=LIMIT) == [4]
 
 
+class Slow(list[int]):
+    """Takes its time for all items but the first."""
+
+    def __iter__(self) -> Iterator[int]:
+        for number in super().__iter__():
+            if number:
+                threading.Event().wait(2 * SOON)
+            yield number
+
+
 @ways
 async def test_items_that_come_too_late_are_not_begun(way: Any) -> None:
     seen, hold = list[int](), Hold()
-
-    def draw() -> Iterator[int]:
-        yield 0
-        threading.Event().wait(2 * SOON)
-        yield 1
 
     def work(number: int) -> int:
         seen.append(number)
         return hold.stay(number) if number == 0 else number  # type: ignore[no-any-return]
 
     with thread_pool(workers=1) as pool:
-        outcomes = await way(pool, work, draw(), timeout=SOON)
+        outcomes = await way(pool, work, Slow([0, 1]), timeout=SOON)
         assert [type(one) for one in outcomes] == [WorkerTimeoutError] * 2
         assert str(outcomes[1]) == (
             f"job {work.__qualname__} of worker pool 'pool' was not begun within the timeout of all items: "

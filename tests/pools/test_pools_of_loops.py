@@ -129,14 +129,15 @@ async def test_a_pool_does_not_keep_its_maker() -> None:
         await pool.submit(use, given)
         return [weakref.ref(given), weakref.ref(result)]
 
+    refs: list[weakref.ref[Any]] = []
     for kind in ("queue_asyncio", "asyncio"):
         pool = await get_worker_pool(f"a {kind}", kind, one())
-        refs = await work(pool)
+        refs += await work(pool)
         await pool.asubmit(nothing)
-        await settled()
-        gc.collect()
-        assert [None, None] == [ref() for ref in refs]
-        await pool.shutdown()
+    await settled()
+    gc.collect()
+    assert [None] * 4 == [ref() for ref in refs]
+    await shutdown_all_worker_pools()
     ref = weakref.ref(pool)
     del pool
     await settled()

@@ -98,6 +98,13 @@ async def test_kills_cost_what_has_begun(tmp_path: Path, kills: int) -> None:
     assert (0, 0, 0, 0, 0) == (metrics.queued, metrics.running, metrics.failed, metrics.cancelled, metrics.workers)
 
 
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers start as fast as elsewhere while these tests are measured: of what is killed nothing would come anyway."""
+    for name in [name for name in os.environ if name.startswith("COVERAGE")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def lines(tmp_path: Path) -> Iterator[Lines]:
     lines = Lines(tmp_path)
@@ -136,6 +143,16 @@ async def test_worker_that_is_killed_twice_while_it_starts_costs_no_job(lines: L
         assert f"7 {third}\n" == (tmp_path / "diary").read_text()
         assert {third} == children() - before
         assert (1, 0) == (pool.metrics.succeeded, pool.metrics.crashed)
+
+
+async def test_job_that_no_worker_begins_is_given_up() -> None:
+    """Three have died with it in their hands, before they began; the pool goes on."""
+    settings = ProcessWorkerPoolConfig(workers=1, initializer=jobs.refuse_to_begin)
+    async with ProcessWorkerPool("refusing", settings) as pool:
+        for _ in range(2):
+            with anyio.fail_after(LIMIT), pytest.raises(WorkerCrashedError, match="got exit code 4;"):
+                await pool.asubmit(jobs.pid)
+        assert ("open", 2) == (pool.state, pool.metrics.crashed)
 
 
 async def test_stopped_worker_is_killed_by_the_timeout(lines: Lines) -> None:

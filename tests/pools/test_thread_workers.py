@@ -36,13 +36,13 @@ def echo(value: Any) -> Any:
 
 @pytest.mark.parametrize("idle_timeout", [0, SOON])
 def test_idle_workers_end(idle_timeout: float) -> None:
-    with thread_pool(workers=3, idle_timeout=idle_timeout) as pool:
+    with thread_pool("idlers", workers=3, idle_timeout=idle_timeout) as pool:
         for _ in range(3):
             barrier = threading.Barrier(3)
             for future in [pool.submit(barrier.wait, LIMIT) for _ in range(3)]:
                 future.result(LIMIT)
             until(lambda: pool.metrics.workers == 0)
-            until(lambda: not threads_of("pool"))
+            until(lambda: not threads_of("idlers"))
 
 
 def test_idle_workers_stay() -> None:
@@ -82,14 +82,14 @@ def test_a_job_comes_just_when_its_worker_ends() -> None:
 @pytest.mark.parametrize("most", [1, 2])
 async def test_workers_are_recycled(workers: int, most: int) -> None:
     """The standard library hangs here."""
-    with thread_pool(workers=workers, max_jobs_per_worker=most) as pool:
+    with thread_pool("recycled", workers=workers, max_jobs_per_worker=most) as pool:
         futures = [pool.submit(threading.get_ident) for _ in range(10)]
         for future in futures:
             await future
         names = [await pool.asubmit(lambda: threading.current_thread().name) for _ in range(10)]
         assert max(Counter(names).values()) <= most
         assert counts(pool.metrics) == {"succeeded": 20}
-        await soon(lambda: len(threads_of("pool")) <= workers)
+        await soon(lambda: len(threads_of("recycled")) <= workers)
 
 
 def test_recycling_with_everything_else() -> None:

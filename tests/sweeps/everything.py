@@ -14,6 +14,7 @@ from tests.sweeps import (
     of_pools_hosted,
     of_pools_hosts,
     of_runtime,
+    of_systems,
     of_tasks,
 )
 from tests.sweeps.scenarios import TABLE
@@ -32,5 +33,6 @@ FILLED_BY = (
     of_pools_hosted,
     of_pools_hosts,
     of_runtime,
+    of_systems,
     of_tasks,
 )

@@ -16,8 +16,11 @@ from agentcore import (
     CircuitBreaker,
     CircuitBreakerConfig,
     CircuitOpenError,
+    QueueWorkerPoolConfig,
     Registry,
     TaskFactory,
+    ThreadWorkerPool,
+    WorkerTimeoutError,
 )
 from agentcore.testing import BACKENDS, InjectedFault, known_kinds, run_sim
 
@@ -198,5 +201,74 @@ def test_faults_hit_the_opening_of_a_resource(backend: Any, plan: str, expected:
     assert expected == run_sim(_open_twice, "db", backend=backend, plan=plan).unwrap()
 
 
+def _double(number: int) -> int:
+    return 2 * number
+
+
+async def _double_later(number: int) -> int:
+    await anyio.sleep(0)
+    return 2 * number
+
+
+async def _submit_twice(name: str, kind: str) -> tuple[list[Any], int, float]:
+    double: Any = _double if kind == "thread" else _double_later
+    seen: list[Any] = []
+    async with AgentRuntime() as runtime:
+        pool = runtime.pool(name, kind)
+        for number in (1, 2):
+            try:
+                seen.append(await pool.options(timeout=4.0).asubmit(double, number))
+            except (InjectedFault, OSError, WorkerTimeoutError) as error:
+                seen.append(type(error).__name__)
+        return seen, pool.metrics.succeeded, anyio.current_time()
+
+
+@backends
+@pytest.mark.parametrize("kind", ["thread", "queue_asyncio", "asyncio"])
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ("pool:pages#1:raise", (["InjectedFault", 4], 1, 0.0)),
+        ("pool:pages#2:raise_after(OSError)", ([2, "OSError"], 2, 0.0)),
+        ("pool:pages#1:delay(9)", ([2, 4], 2, 9.0)),
+        ("pool:pages#2:corrupt('no number')", ([2, "no number"], 2, 0.0)),
+        ("pool:pages#1:duplicate", ([2, 4], 3, 0.0)),
+        ("pool:other#1+:raise", ([2, 4], 2, 0.0)),
+    ],
+)
+def test_faults_hit_the_jobs_of_a_pool(backend: Any, kind: str, plan: str, expected: Any) -> None:
+    """Of each kind, around the hand-over: a delay comes before it, and is no part of the job's own time."""
+    assert expected == run_sim(_submit_twice, "pages", kind, backend=backend, plan=plan).unwrap()
+
+
+@backends
+def test_faults_hit_views_and_maps_of_a_pool(backend: Any) -> None:
+    """Each item is a call. What is handed over by `submit`, so that nobody waits for it here, is none."""
+
+    async def main() -> list[Any]:
+        async with AgentRuntime() as runtime:
+            pool = runtime.pool("pages", "queue_asyncio", QueueWorkerPoolConfig(workers=1))
+            await pool.submit(_double_later, 1)
+            found = await pool.amap(_double_later, (1, 2))
+            async with pool.options(timeout=5.0).as_completed(_double_later, (3, 4)) as results:
+                found += [one.error or one.value async for one in results]
+            return [type(one).__name__ if isinstance(one, Exception) else one for one in found]
+
+    result = run_sim(main, backend=backend, plan="pool:pages#2:raise; pool:pages#4:raise(OSError)")
+    assert sorted([2, "InjectedFault", 6, "OSError"], key=str) == sorted(result.unwrap(), key=str)
+
+
+@backends
+def test_faults_hit_a_pool_of_nobody(backend: Any) -> None:
+    """Also one that was made before, and belongs to no runtime."""
+    with ThreadWorkerPool("pages") as pool:
+
+        async def main() -> int:
+            return await pool.asubmit(_double, 1)
+
+        assert isinstance(run_sim(main, backend=backend, plan="pool:pages#1:raise").error, InjectedFault)
+        assert 2 == run_sim(main, backend=backend).unwrap()
+
+
 def test_the_kinds_are_known() -> None:
-    assert {"agent", "breaker", "handler", "registry", "resource", "thread"} <= set(known_kinds())
+    assert {"agent", "breaker", "handler", "pool", "registry", "resource", "thread"} <= set(known_kinds())
