@@ -13,9 +13,9 @@ import os
 import sys
 
 try:
-    from _pickle import Unpickler, dumps, loads  # without the parts in Python, which take twice as long to import
+    from _pickle import Pickler, dumps, loads  # without the parts in Python, which take twice as long to import
 except ImportError:  # another implementation of Python
-    from pickle import Unpickler, dumps, loads
+    from pickle import Pickler, dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,19 @@ _main: tuple[str, str] | None = None
 _main_failure: str | None = None
 
 
+class Parts(list):  # type: ignore[type-arg]
+    """What was pickled, in pieces: long bytes are one of their own, and are not copied."""
+
+    write = list.append
+
+
+def pickled(value: object) -> Parts:
+    """Return a value as what can be sent."""
+    parts = Parts()
+    Pickler(parts, 5).dump(value)
+    return parts
+
+
 class Channel:
     """One side of the line between a pool and a worker.
 
@@ -52,33 +65,45 @@ class Channel:
         self._handle = handle
         self._file = file
         self._rest = b""
+        self._map: Any = None  # of the file, when there has been something in it
 
-    def send(self, kind: int, serial: int, content: bytes) -> None:
+    def send(self, kind: int, serial: int, content: list[bytes]) -> None:
         """Send a message.
 
         Raises:
             OSError: the other side is gone.
         """
-        if len(content) > INLINE:
+        length = sum(map(len, content))
+        if length > INLINE:
             write_all(self._file, content)
-            kind |= IN_FILE
-            data = head(kind, serial, len(content))
+            data = head(kind | IN_FILE, serial, length)
         else:
-            data = head(kind, serial, len(content)) + content
+            data = head(kind, serial, length) + b"".join(content)
         sent = os.write(self._handle, data)
         while sent < len(data):
             sent += os.write(self._handle, data[sent:])
 
-    def receive(self) -> tuple[int, int, bytes] | None:
-        """Wait for a message; return what it is, the number of the job and the content. None: the other side is gone."""
+    def receive(self) -> tuple[int, int, bytes | memoryview] | None:
+        """Wait for a message; return what it is, the number of the job and the content. None: the other side is gone.
+
+        A long content is a view of the file, and has to be loaded before anything is sent.
+        """
         data = self._read(HEAD)
         if data is None:
             return None
         kind, serial, length = data[0], int.from_bytes(data[1:9], "little"), int.from_bytes(data[9:17], "little")
         if kind & IN_FILE:
-            return kind & ~IN_FILE, serial, read_all(self._file, length)
+            return kind & ~IN_FILE, serial, self._view(length)
         content = self._read(length)
         return None if content is None else (kind, serial, content)
+
+    def _view(self, length: int) -> memoryview:
+        if self._map is None or len(self._map) < OFFSET + length:
+            import mmap
+
+            # The old one goes when the last view of it does.
+            self._map = mmap.mmap(self._file, OFFSET + length, access=mmap.ACCESS_READ)
+        return memoryview(self._map)[OFFSET : OFFSET + length]
 
     def _read(self, length: int) -> bytes | None:
         while len(self._rest) < length:
@@ -98,38 +123,25 @@ def head(kind: int, serial: int, length: int) -> bytes:
     return bytes((kind,)) + serial.to_bytes(8, "little") + length.to_bytes(8, "little")
 
 
-def write_all(file: int, content: bytes) -> None:
+def write_all(file: int, content: list[bytes]) -> None:
     """Put a content into the file."""
-    view, done = memoryview(content), 0
-    while done < len(view):
-        done += os.pwrite(file, view[done:], OFFSET + done)
+    done = 0
+    for part in content:
+        view = memoryview(part)
+        while view:
+            written = os.pwrite(file, view, OFFSET + done)
+            view = view[written:]
+            done += written
 
 
-def read_all(file: int, length: int) -> bytes:
-    """Take a content out of the file."""
-    data = os.pread(file, length, OFFSET)
-    while len(data) < length:  # the system gives no more than 2 GB at once
-        more = os.pread(file, length - len(data), OFFSET + len(data))
-        if not more:
-            raise EOFError(f"the file of a worker must have {length} bytes: got {len(data)}")
-        data += more
-    return data
+class _LazyMain(type(sys)):  # type: ignore[misc]
+    """Stands for the program's main module until something of it is asked for."""
 
-
-class _Loader(Unpickler):
-    """Loads the program's main module when something of it is asked for, and not before."""
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        if module == "__main__":
-            load_main()
-        return super().find_class(module, name)
-
-
-def load(data: bytes) -> Any:
-    """Return what was pickled."""
-    from io import BytesIO
-
-    return _Loader(BytesIO(data)).load()
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        load_main()
+        return getattr(sys.modules["__main__"], name)
 
 
 def load_main() -> None:
@@ -160,20 +172,21 @@ def load_main() -> None:
         )
 
 
-def perform(content: bytes) -> tuple[int, bytes]:
+def perform(content: bytes | memoryview) -> tuple[int, list[bytes]]:
     """Run a job; return what is to be answered."""
     try:
-        function, args, kwargs, found = load(content)
+        function, args, kwargs, found = loads(content)
+        del content  # may be a view of the file, which the answer needs
         variables.clear()
         variables.update(found)
         value = function(*args, **kwargs)
         del function, args, kwargs
-        return RESULT, dumps(value, 5)
+        return RESULT, pickled(value)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: the worker goes on
         return encode(error)
 
 
-def encode(error: BaseException) -> tuple[int, bytes]:
+def encode(error: BaseException) -> tuple[int, list[bytes]]:
     """Return an error in a way in which it can be loaded: whole, or in parts, or as text."""
     import traceback
 
@@ -186,10 +199,10 @@ def encode(error: BaseException) -> tuple[int, bytes]:
         try:
             data = dumps(content, 5)
             if kind == PARTS or type(loads(data)[0]) is type(error):
-                return kind, data
+                return kind, [data]
         except BaseException:  # noqa: BLE001, S112 - then in the next way
             continue
-    return TEXT, dumps((type(error).__qualname__, _text_of(error), text), 5)
+    return TEXT, [dumps((type(error).__qualname__, _text_of(error), text), 5)]
 
 
 def _text_of(error: BaseException) -> str:
@@ -221,14 +234,16 @@ def boot(channel: Channel) -> bool:
     sys.path[:] = settings["path"]
     sys.argv[:] = settings["argv"]
     _main = settings["main"]
+    if _main is not None:
+        sys.modules["__main__"] = _LazyMain("__main__")
     try:
         if settings["initializer"] is not None:
-            function, args = load(settings["initializer"])
+            function, args = loads(settings["initializer"])
             function(*args)
     except BaseException as error:  # noqa: BLE001 - the pool is told
-        channel.send(BROKEN, 0, dumps(encode(error), 5))
+        channel.send(BROKEN, 0, pickled(encode(error)))
         return False
-    channel.send(READY, 0, b"")
+    channel.send(READY, 0, [])
     return True
 
 

@@ -73,13 +73,13 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
     def _run(self, worker: Worker, job: Job) -> tuple[Any, BaseException | None]:
         try:
             variables = self._propagated(job.context)
-            content = pickle.dumps((job.function, job.args, job.kwargs, variables), 5)
+            content = _child.pickled((job.function, job.args, job.kwargs, variables))
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
             error.add_note(f"raised while job {job.describe()} was pickled for worker pool {self.name!r}")
             return None, error
         return self._ask(worker, job, content)
 
-    def _ask(self, worker: Worker, job: Job, content: bytes) -> tuple[Any, BaseException | None]:
+    def _ask(self, worker: Worker, job: Job, content: list[bytes]) -> tuple[Any, BaseException | None]:
         """Have a worker process do it; another one, if that has died before it began."""
         exit_code: int | None = None
         for _ in range(ATTEMPTS):
@@ -96,7 +96,11 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
                     continue
             answer = child.ask(content) if not job.is_unwanted else None
             if answer is not None:
-                return self._decode(job, *answer)
+                outcome = self._decode(job, *answer)
+                if isinstance(answer[1], memoryview):
+                    answer[1].release()
+                    child.tidy()
+                return outcome
             exit_code = child.reap()
             worker.child = None
             if job.is_unwanted or child.has_begun:
@@ -119,10 +123,13 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
         child = Child()
         with self._lock:
             worker.child = child  # from now on it can be killed
+            if worker.job is not None and worker.job.is_unwanted:
+                child.kill()  # which nobody could before
         try:
             child.boot(self._own)
         except BaseException:
             worker.child = None
+            worker.is_starting = False
             child.kill()
             child.reap()
             raise
@@ -148,7 +155,7 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
             {"pool": self.name, "function": job.describe(), "exit_code": exit_code},
         )
 
-    def _decode(self, job: Job, kind: int, content: bytes) -> tuple[Any, BaseException | None]:
+    def _decode(self, job: Job, kind: int, content: bytes | memoryview) -> tuple[Any, BaseException | None]:
         """Return what a worker has answered. Whatever loading it does, the pool goes on."""
         try:
             if kind == _child.RESULT:
@@ -212,7 +219,9 @@ class Child:
         self._is_reaped = False
         self._socket, theirs = socket.socketpair()
         self._file = _file_in_memory()
-        lifeline = _lifeline.grasp()
+        # Whose other end closes with this process, and with nothing else.
+        lifeline, self._line = os.pipe()
+        _lines.add(self._line)
         try:
             numbers = (theirs.fileno(), self._file, lifeline)
             self._process = subprocess.Popen(
@@ -224,9 +233,10 @@ class Child:
         except BaseException:
             self._socket.close()
             os.close(self._file)
-            _lifeline.let_go()
+            self._close_line()
             raise
         finally:
+            os.close(lifeline)
             theirs.close()
         self._channel = _child.Channel(self._socket.fileno(), self._file)
 
@@ -246,7 +256,7 @@ class Child:
             guard.daemon = True
             guard.start()
         try:
-            self._channel.send(_child.BOOT, 0, pickle.dumps(settings, 5))
+            self._channel.send(_child.BOOT, 0, _child.pickled(settings))
             answer = self._channel.receive()
         except OSError:
             answer = None
@@ -256,9 +266,10 @@ class Child:
         if answer is None:
             raise _StartError("a worker process ended before it was ready, or was not ready in time")
         if answer[0] == _child.BROKEN:
-            raise decode_error(*pickle.loads(answer[2]))
+            kind, content = pickle.loads(answer[2])
+            raise decode_error(kind, b"".join(content))
 
-    def ask(self, content: bytes) -> tuple[int, bytes] | None:
+    def ask(self, content: list[bytes]) -> tuple[int, bytes | memoryview] | None:
         """Have it do a job; return its answer, None if it has died. Then `has_begun` tells whether the job had been begun."""
         self._serial += 1
         try:
@@ -270,10 +281,12 @@ class Child:
             begun = os.pread(self._file, 8, 0)
             self.has_begun = int.from_bytes(begun, "little") == self._serial
             return None
-        kind, _, data = answer
-        if max(len(data), len(content)) > KEPT:
+        return answer[0], answer[2]
+
+    def tidy(self) -> None:
+        """Give back what a great job has taken, when its answer has been loaded."""
+        if os.fstat(self._file).st_size > KEPT:
             os.ftruncate(self._file, _child.OFFSET)
-        return kind, data
 
     def kill(self) -> None:
         """End it at once."""
@@ -291,15 +304,19 @@ class Child:
         if not self._is_reaped:
             self._is_reaped = True
             os.close(self._file)
-            _lifeline.let_go()
+            self._close_line()
         return exit_code
+
+    def _close_line(self) -> None:
+        _lines.discard(self._line)
+        os.close(self._line)
 
     def close(self) -> None:
         """Let it end, and wait for that."""
         self.reap()
 
 
-def decode_error(kind: int, content: bytes) -> BaseException:
+def decode_error(kind: int, content: bytes | memoryview) -> BaseException:
     """Return the error that a worker process has told of, with its traceback as the cause."""
     loaded = pickle.loads(content)
     text: str = loaded[-1]
@@ -343,40 +360,16 @@ def _file_in_memory() -> int:
     return file
 
 
-@final
-class _Lifeline:
-    """A pipe of which one end is kept by this process alone, so that its end closes it. There while there are workers."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._hands = 0
-        self._ends: tuple[int, int] = (-1, -1)
-
-    def grasp(self) -> int:
-        """Return the end that a worker gets, until `let_go`."""
-        with self._lock:
-            if not self._hands:
-                self._ends = os.pipe()
-            self._hands += 1
-            return self._ends[0]
-
-    def let_go(self) -> None:
-        """Note that a worker needs it no more."""
-        with self._lock:
-            self._hands -= 1
-            if not self._hands:
-                for end in self._ends:
-                    os.close(end)
-
-    def forget(self) -> None:
-        """Let go of this one after a fork: it is the parent's, whose end alone closes it. The next worker gets another one."""
-        if self._hands:
-            for end in self._ends:
-                os.close(end)
-        self._lock = threading.Lock()
-        self._hands = 0
+# The ends of the lines to workers that this process holds. What it forks must let go of them: a line ends when the last end
+# is closed.
+_lines: Final[set[int]] = set()
 
 
-_lifeline: Final = _Lifeline()
+def _let_go() -> None:
+    for line in _lines:
+        os.close(line)
+    _lines.clear()
+
+
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_lifeline.forget)
+    os.register_at_fork(after_in_child=_let_go)

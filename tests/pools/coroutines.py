@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -75,6 +76,11 @@ def counts(metrics: WorkerPoolMetrics) -> dict[str, int]:
     """Return the numbers that are not 0, but for the workers and the histograms."""
     names = ("queued", "running", "succeeded", "failed", "timed_out", "cancelled", "crashed", "abandoned", "rejected")
     return {name: number for name in names if (number := getattr(metrics, name))}
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what agentcore has logged; asyncio's debug mode has its say on a slow machine."""
+    return [record for record in caplog.records if record.name.startswith("agentcore")]
 
 
 @asynccontextmanager

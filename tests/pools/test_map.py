@@ -315,7 +315,7 @@ async def test_slow_consumers_hold_up_the_items() -> None:
     numbers = itertools.count()
     with thread_pool(workers=1) as pool:
         async with pool.as_completed(square, numbers) as results:
-            assert (await anext(results)).index == 0
+            assert (await anext(results)).index in {0, 1}
             await soon(lambda: (pool.metrics.queued, pool.metrics.running) == (0, 0))
             await anyio.wait_all_tasks_blocked()
             assert next(numbers) <= 4

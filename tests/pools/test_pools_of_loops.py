@@ -29,7 +29,7 @@ from agentcore import (
 )
 from agentcore._host import Host
 from agentcore.testing import simulate
-from tests.pools.coroutines import Boom, Door, counts, double, nothing
+from tests.pools.coroutines import Boom, Door, counts, double, logged, nothing
 from tests.pools.loops_of_pools import STARTS, every_start, left, settled
 
 pytestmark = pytest.mark.anyio
@@ -225,7 +225,7 @@ def test_shut_down_and_over(start: Any, caplog: pytest.LogCaptureFixture) -> Non
 
     start(main)
     assert 15 == len(done)
-    assert [] == [record for record in caplog.records if record.name.startswith("agentcore")]
+    assert [] == logged(caplog)
     assert [] == left()
 
 
@@ -412,7 +412,7 @@ def test_a_job_that_ends_programs(caplog: pytest.LogCaptureFixture) -> None:
         return str(pool.state)
 
     assert "closed" == anyio.run(main, backend="trio")
-    (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    (record,) = [record for record in logged(caplog) if record.levelno == logging.CRITICAL]
     assert "agentcore.host" == record.name
     assert "what lived in the host of the event loop raised" in record.message
     assert [] == left()

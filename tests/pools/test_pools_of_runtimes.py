@@ -37,7 +37,7 @@ from agentcore import (
 )
 from agentcore.config import load_configuration
 from agentcore.testing import simulate
-from tests.pools.coroutines import Boom, Door, counts, double, fail, nothing
+from tests.pools.coroutines import Boom, Door, counts, double, fail, logged, nothing
 from tests.pools.loops_of_pools import left, settled
 
 pytestmark = pytest.mark.anyio
@@ -385,7 +385,7 @@ async def test_a_task_that_waits_for_a_stuck_thread(
     assert runtime.report is not None
     assert (f"{stuck.__qualname__} in pool threads",) == runtime.report.jobs_cut_short
     assert not runtime.report.drained
-    assert caplog.records
+    assert logged(caplog)
 
 
 @hosts
@@ -472,7 +472,7 @@ def test_what_ends_programs_in_a_hosted_runtime(kind: str, caplog: pytest.LogCap
     with pytest.raises(AgentCrashedError, match="SystemExit"):
         anyio.run(main, backend="trio")
     assert ["failed"] == health
-    assert logging.CRITICAL in {record.levelno for record in caplog.records}
+    assert logging.CRITICAL in {record.levelno for record in logged(caplog)}
 
 
 @of_coroutines

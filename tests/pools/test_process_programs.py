@@ -17,6 +17,8 @@ from tests.pools.process_lines import LIMIT, Lines, has_ended, watched
 
 ROOT = Path(__file__).parent.parent.parent
 MODULE = "tests.pools.process_program"
+QUIET = ["-W", "ignore::DeprecationWarning", "-m"]
+"""A program with threads had better not fork, says the interpreter."""
 both = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
@@ -185,7 +187,7 @@ def test_pool_of_a_loop_ends_with_it(lines: Lines, backend: str) -> None:
 
 
 def test_fork_of_the_program_does_not_hurt_its_pool(lines: Lines) -> None:
-    with program("-m", MODULE, "fork", *lines.paths) as process:
+    with program(*QUIET, MODULE, "fork", *lines.paths) as process:
         lines.begun.hear()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -197,4 +199,4 @@ def test_fork_of_the_program_does_not_hurt_its_pool(lines: Lines) -> None:
 
 
 def test_program_that_has_forked_has_pools_of_its_own(lines: Lines) -> None:
-    assert "child 8\n10\n" == output("-m", MODULE, "fork first", *lines.paths)
+    assert "child 8\n10\n" == output(*QUIET, MODULE, "fork first", *lines.paths)

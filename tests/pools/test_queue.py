@@ -305,7 +305,7 @@ async def test_jobs_that_never_wait_do_not_starve_the_loop(kind: Kind) -> None:
                 pool.submit_nowait(note, number)
         group.start_soon(watch)
     assert list(range(1000)) == done
-    assert len(seen) > 10
+    assert len(seen) > 5
 
 
 # Variables.

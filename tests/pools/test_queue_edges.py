@@ -22,7 +22,7 @@ from agentcore import (
     shutdown_all_worker_pools,
 )
 from agentcore.testing import cancel_everywhere, simulate
-from tests.pools.coroutines import Door, Kind, Pool, both_kinds, configured, counts, double, nothing, turns
+from tests.pools.coroutines import Door, Kind, Pool, both_kinds, configured, counts, double, logged, nothing, turns
 from tests.pools.loops_of_pools import left
 
 pytestmark = pytest.mark.anyio
@@ -317,7 +317,7 @@ def test_the_end_of_the_loop(kind: Kind, backend: str, caplog: pytest.LogCapture
 
     anyio.run(main, backend=backend)
     assert ([], [0], [0]) == (given, begun, ended)
-    assert [] == [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert [] == [record.message for record in logged(caplog) if record.levelname == "ERROR"]
 
 
 # Names.

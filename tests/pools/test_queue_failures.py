@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from agentcore import ConfigurationError, WorkerPoolConfig, WorkerPoolError
-from tests.pools.coroutines import Boom, Kind, both_kinds, configured, counts, double, fail, nothing
+from tests.pools.coroutines import Boom, Kind, both_kinds, configured, counts, double, fail, logged, nothing
 
 pytestmark = [pytest.mark.anyio, both_kinds]
 
@@ -25,9 +25,9 @@ async def test_failures_of_jobs_that_nobody_waits_for(kind: Kind, caplog: pytest
         await pool.submit(nothing)
     assert ["one", "two"] == [str(error) for error in given if isinstance(error, Boom)]
     assert {"succeeded": 1, "failed": 2} == counts(pool.metrics)
-    assert ["job fail of worker pool 'letters' failed"] * 2 == [record.message for record in caplog.records]
-    assert [("agentcore.pools", logging.ERROR)] * 2 == [(record.name, record.levelno) for record in caplog.records]
-    assert given == [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert ["job fail of worker pool 'letters' failed"] * 2 == [record.message for record in logged(caplog)]
+    assert [("agentcore.pools", logging.ERROR)] * 2 == [(record.name, record.levelno) for record in logged(caplog)]
+    assert given == [record.exc_info[1] for record in logged(caplog) if record.exc_info]
     assert "fail" in {frame.name for frame in traceback.extract_tb(given[0].__traceback__)}
 
 
@@ -42,9 +42,9 @@ async def test_on_error_may_fail(kind: Kind, caplog: pytest.LogCaptureFixture) -
         await pool.submit(nothing)
     assert {"succeeded": 1, "failed": 1} == counts(pool.metrics)
     assert ["job fail of worker pool 'p' failed", "on_error of worker pool 'p' failed"] == [
-        record.message for record in caplog.records
+        record.message for record in logged(caplog)
     ]
-    assert [Boom, LookupError] == [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert [Boom, LookupError] == [record.exc_info[0] for record in logged(caplog) if record.exc_info]
 
 
 async def test_failures_are_for_those_who_wait(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
@@ -64,7 +64,7 @@ async def test_failures_are_for_those_who_wait(kind: Kind, caplog: pytest.LogCap
         assert 2 == len(group.value.exceptions)
         assert 2 == await pool.asubmit(double, 1)
     assert {"succeeded": 1, "failed": 2} == counts(pool.metrics)
-    assert ([], []) == (given, caplog.records)
+    assert ([], []) == (given, logged(caplog))
 
 
 async def fail_twice() -> None:

@@ -23,7 +23,20 @@ from agentcore import (
 )
 from agentcore._host import Host
 from agentcore.testing import cancel_everywhere, simulate
-from tests.pools.coroutines import Boom, Door, Kind, Pool, both_kinds, busy, configured, counts, double, nothing, turns
+from tests.pools.coroutines import (
+    Boom,
+    Door,
+    Kind,
+    Pool,
+    both_kinds,
+    busy,
+    configured,
+    counts,
+    double,
+    logged,
+    nothing,
+    turns,
+)
 
 pytestmark = [pytest.mark.anyio, both_kinds]
 
@@ -113,7 +126,7 @@ async def test_a_limit_for_the_draining(kind: Kind, caplog: pytest.LogCaptureFix
     assert 6 == anyio.current_time() - began
     assert (False, {work.__qualname__, "nothing"}, 6) == (report.drained, set(report.cut_short), report.duration)
     assert (["work"], {"succeeded": 1, "cancelled": 2}) == (unwound, counts(pool.metrics))
-    (record,) = caplog.records
+    (record,) = logged(caplog)
     assert ("agentcore.pools", logging.WARNING) == (record.name, record.levelno)
     assert f"worker pool 'p' was shut down before these jobs had ended: {work.__qualname__}" == record.message
     await check_closed(pool)

@@ -25,9 +25,27 @@ from agentcore import (
     WorkerTimeoutError,
     check_cancelled,
 )
-from tests.pools.thread_helpers import LIMIT, SOON, Caller, Hold, counts, heard, in_loop, soon, threads_of, until
+from tests.pools.thread_helpers import (
+    LIMIT,
+    SOON,
+    Caller,
+    Hold,
+    counts,
+    heard,
+    in_loop,
+    know_others,
+    soon,
+    threads_of,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> None:
+    """Threads that an earlier test has left are no concern of the next one."""
+    know_others()
 
 
 def echo(value: Any) -> Any:

@@ -22,9 +22,27 @@ from agentcore import (
     WorkerTimeoutError,
 )
 from agentcore import _interop as interop_module
-from tests.pools.thread_helpers import AWHILE, LIMIT, SOON, Caller, Hold, counts, soon, thread_pool, threads_of, until
+from tests.pools.thread_helpers import (
+    AWHILE,
+    LIMIT,
+    SOON,
+    Caller,
+    Hold,
+    counts,
+    know_others,
+    soon,
+    thread_pool,
+    threads_of,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> None:
+    """Threads that an earlier test has left are no concern of the next one."""
+    know_others()
 
 
 def echo(value: Any) -> Any:

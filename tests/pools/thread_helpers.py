@@ -82,8 +82,17 @@ def thread_pool(name: str = "pool", **config: Any) -> Generator[ThreadWorkerPool
 
 
 def threads_of(name: str) -> set[threading.Thread]:
-    """Return the threads of the pools of that name."""
-    return {thread for thread in threading.enumerate() if thread.name.startswith(f"{name}-")}
+    """Return the threads of the pools of that name, without those that were there before; see `know_others`."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith(f"{name}-")} - _others
+
+
+_others: set[threading.Thread] = set()
+
+
+def know_others() -> None:
+    """Count from now on: whatever an earlier test has left behind is not this one's."""
+    _others.clear()
+    _others.update(threading.enumerate())
 
 
 class Caller:

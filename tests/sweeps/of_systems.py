@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from types import TracebackType
 from typing import Any, Self
+from unittest import mock
 
 import anyio
 
@@ -38,9 +40,12 @@ class System(State):
         self.made: list[Temporary] = []
         self.jobs = Jobs()
         self._globals = isolated_globals()
+        # What is installed is looked for at each start, which takes longer than all the rest.
+        self._installed = mock.patch.object(importlib.metadata, "entry_points", lambda **_: ())
 
     async def __aenter__(self) -> Self:
         self._globals.__enter__()
+        self._installed.__enter__()
 
         def make() -> Temporary:
             self.made.append(Temporary(AgentConfig("temporary", "t")))
@@ -52,6 +57,7 @@ class System(State):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._installed.__exit__(None, None, None)
         self._globals.__exit__(None, None, None)
 
     async def start(self) -> SystemContext:
