@@ -36,6 +36,12 @@ class HandOff(Protocol):
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function to call in the thread instead."""
 
+    def rest(self) -> None:
+        """Tell that it waits for a thread that does something else."""
+
+    def resume(self) -> None:
+        """Tell that a thread has come for it."""
+
     def leave(self) -> None:
         """Tell that nobody waits for the job any more, whether it has ended or not. In the event loop."""
 
@@ -287,7 +293,10 @@ def spawn_host_task(function: Callable[[], Coroutine[Any, Any, None]], name: str
     return token.create_task(function(), name=name, context=context)  # type: ignore[attr-defined]
 
 
-_locals: Final[RunVar[dict[str, Any]]] = RunVar("agentcore_locals")
+@functools.cache
+def _locals_of_trio() -> Any:
+    # trio's own, for it goes with the run, whatever stands in it.
+    return sys.modules["trio.lowlevel"].RunVar("agentcore_locals")
 
 
 def loop_locals() -> dict[str, Any]:
@@ -297,11 +306,12 @@ def loop_locals() -> dict[str, Any]:
         # With a loop of asyncio itself: it owns none of its tasks, so it must own what does. A table besides, even a weak
         # one, would keep a loop that was closed with tasks pending for ever, for those know their loop.
         return cast("dict[str, Any]", vars(loop).setdefault("_agentcore_locals", {}))
+    variable = _locals_of_trio()
     try:
-        return _locals.get()
+        return cast("dict[str, Any]", variable.get())
     except LookupError:
         found: dict[str, Any] = {}
-        _locals.set(found)
+        variable.set(found)
         return found
 
 

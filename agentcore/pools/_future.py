@@ -34,6 +34,7 @@ class PoolFuture(Future[T]):
         super().__init__()
         self._job = job
         self._keeper = keeper
+        self._when_told: Callable[[], object] | None = None
 
     def cancel(self) -> bool:
         """Cancel the job if it has not begun; return whether it is cancelled now."""
@@ -110,6 +111,8 @@ class PoolFuture(Future[T]):
         else:
             self.set_result(job.value)
         job.value = job.error = None
+        if self._when_told is not None:
+            self._when_told()
         job.release()  # whoever keeps the outcome must not keep the arguments
 
 

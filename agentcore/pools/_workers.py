@@ -88,9 +88,14 @@ class WorkingPool(SettlingPool):
         job.listener = future
         _follow_in_simulation(job, future)
         waits = is_bounded and options.when_full == "wait"
-        if waits:
-            self._wait_for_space(job)
-        self._admit(job, must_fit=is_bounded and not waits)
+        try:
+            if waits:
+                self._wait_for_space(job)
+            self._admit(job, must_fit=is_bounded and not waits)
+        except BaseException:
+            if job.hand_off is not None:
+                job.hand_off.leave()
+            raise
         return future
 
     async def _perform(
@@ -152,6 +157,8 @@ class WorkingPool(SettlingPool):
             if job.deadline is not None or self.config.task_timeout is not None:
                 self._watch(job)
             self._queue.push(job)
+            if job.hand_off is not None and not self._idle and len(self._workers) - self._replaced >= self._size:
+                job.hand_off.rest()
             new = self._call_worker()
         if new is not None:
             self._start(new)
@@ -261,6 +268,8 @@ class WorkingPool(SettlingPool):
         while job is None:
             if new is not None:
                 self._start(new)
+            if self._late:
+                self._tell_late()
             if worker not in self._workers:
                 return None
             is_called = worker.gate.acquire(timeout=_patience(self.config.idle_timeout))
@@ -273,8 +282,8 @@ class WorkingPool(SettlingPool):
                     worker.gate.acquire()  # it was called at the very last moment
                 worker.is_waiting = False
                 job, new = self._next(worker)
-            if self._late:
-                self._tell_late()
+        if self._late:
+            self._tell_late()
         return job
 
     def _tell_late(self) -> None:
@@ -303,6 +312,8 @@ class WorkingPool(SettlingPool):
             else:
                 self._leave(worker)
             return None, None
+        if job.hand_off is not None:
+            job.hand_off.resume()
         job.state = RUNNING
         job.started = now
         job.worker = worker
@@ -336,9 +347,9 @@ def _follow_in_simulation(job: Job, future: PoolFuture[Any]) -> None:
         return
     make = _interop.sources.get().hand_off
     if make is not None and _interop.is_in_loop():
-        hand_off = job.hand_off = make()
-        post = _interop.wake_up_function()
-        future.add_done_callback(lambda _: post(hand_off.leave))
+        job.hand_off = make()
+        # After all who wait for it have been called, lest the simulation think that nobody ever will be.
+        future._when_told = partial(_interop.wake_up_function(), job.hand_off.leave)
 
 
 def _patience(seconds: float | None) -> float:

@@ -32,6 +32,7 @@ class Job:
         threads: those of its simulation.
         asks: how many asynchronous functions the event loop runs for it while it waits.
         begun: whether it counts among those that work.
+        resting: whether it waits for a thread that does something else.
         posts: what it has handed to the event loop and is not let in yet.
     """
 
@@ -39,6 +40,7 @@ class Job:
     threads: "Threads"
     asks: int = 0
     begun: bool = False
+    resting: bool = False
     posts: deque[Callable[[], object]] = attrs.field(factory=deque)
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +56,14 @@ class Job:
                 self.threads.count(-1)
 
         return in_thread
+
+    def rest(self) -> None:
+        """Note that it waits for a thread that does something else."""
+        self.resting = True
+
+    def resume(self) -> None:
+        """Note that a thread has come for it."""
+        self.resting = False
 
     def leave(self) -> None:
         """Note that no task waits for it any longer."""
@@ -90,7 +100,7 @@ class Threads:
     @property
     def busy(self) -> bool:
         """Whether a task waits for a thread that works."""
-        return any(not job.asks for job in self._awaited.values())
+        return any(not job.asks and not job.resting for job in list(self._awaited.values()))
 
     @property
     def awaited(self) -> int:
@@ -178,6 +188,14 @@ class _Gate:
     async def wait(self) -> None:
         # Here and not below: with the limiter at its limit one backend would stop once more than the other.
         await self._limiter.acquire_on_behalf_of(self._token)
+
+    def rest(self) -> None:
+        """Note that it waits for a thread that does something else."""
+        self.resting = True
+
+    def resume(self) -> None:
+        """Note that a thread has come for it."""
+        self.resting = False
 
     def leave(self) -> None:
         """The task goes on, with the result or without it. The permit is free once the thread has ended as well."""

@@ -157,7 +157,7 @@ class Blocked:
             await anyio.lowlevel.checkpoint()
         return self
 
-    async def __aexit__(self, *exc: Any) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self._gate.set()
         self._opened.set()
         await self.pool.__aexit__(*exc)

@@ -27,9 +27,7 @@ from tests.sweeps.scenarios import LONG, State, scenario, steps
 START = ("initialize_system",)
 END = ("shutdown_system", "SystemContext.aclose")
 BLOCK = ("SystemContext.__aenter__", "SystemContext.__aexit__")
-QUIET = load_configuration(
-    env={}, io_workers=2, cpu_workers=2, logging={"enabled": False}, metrics={"enabled": False}
-)
+QUIET = load_configuration(env={}, io_workers=2, cpu_workers=2, logging={"enabled": False}, metrics={"enabled": False})
 
 
 class System(State):
@@ -41,7 +39,7 @@ class System(State):
         self.jobs = Jobs()
         self._globals = isolated_globals()
         # What is installed is looked for at each start, which takes longer than all the rest.
-        self._installed = mock.patch.object(importlib.metadata, "entry_points", lambda **_: ())
+        self._installed = mock.patch.object(importlib.metadata, "entry_points", return_value=())
 
     async def __aenter__(self) -> Self:
         self._globals.__enter__()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 import anyio.abc
@@ -23,7 +23,6 @@ import attrs
 
 from agentcore import (
     AsyncioWorkerPool,
-    BaseWorkerPool,
     QueueWorkerPool,
     QueueWorkerPoolConfig,
     RuntimeClosedError,
@@ -422,19 +421,3 @@ def _named(act: Callable[[Any, str], Awaitable[None]], kind: str) -> Act:
     with_kind.__name__ = f"{act.__name__}_by_{kind}"
     with_kind.__module__ = act.__module__
     return with_kind
-
-
-__all__ = [
-    "CLASSES",
-    "KINDS",
-    "LOOPS",
-    "Alone",
-    "BaseWorkerPool",
-    "InHost",
-    "InRuntime",
-    "Jobs",
-    "Pools",
-    "check_closed",
-    "check_slots",
-    "of_kinds",
-]

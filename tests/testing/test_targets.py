@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from agentcore import (
@@ -206,7 +207,7 @@ def _double(number: int) -> int:
 
 
 async def _double_later(number: int) -> int:
-    await anyio.sleep(0)
+    await anyio.lowlevel.checkpoint()
     return 2 * number
 
 
