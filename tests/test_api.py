@@ -86,7 +86,7 @@ def class_members(cls: type) -> Iterator[str]:
         private_base = owner.__module__.startswith("agentcore") and owner.__name__[0] == "_"
         if owner is not cls and not private_base:
             continue
-        for name, member in vars(owner).items():
+        for name, member in list(vars(owner).items()):
             if name[0] == "_" or name in seen or isinstance(member, cls):
                 continue
             seen.add(name)

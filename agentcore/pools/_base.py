@@ -157,7 +157,7 @@ class BaseWorkerPool(abc.ABC):
             await self._surely_abort()  # noqa: ASYNC102 - shields itself
         else:
             try:
-                await self.shutdown()
+                await self.shutdown()  # noqa: ASYNC102 - shields itself
             except BaseException:
                 await self._surely_abort()  # noqa: ASYNC102 - shields itself
                 raise
@@ -328,7 +328,7 @@ class JobResults(Generic[T]):
         try:
             # Not told of an exception of the block, which would come back wrapped in a group.
             told = (exc_type, exc, traceback) if is_cancelled else (None, None, None)
-            swallowed = bool(await self._group.__aexit__(*told))
+            swallowed = bool(await self._group.__aexit__(*told))  # noqa: ASYNC102 - shields itself
         finally:
             self._results.close()
         if exc is not None and not is_cancelled:
@@ -360,7 +360,7 @@ class JobResults(Generic[T]):
                         raise
                     if isinstance(raised, _OF_ALL) or not isinstance(raised, Exception):
                         self._fail(raised)
-                        return
+                        return  # noqa: ASYNC104 - told elsewhere
                     error = raised
                 await send.send(JobResult(index=index, item=item, value=value, error=error))
 

@@ -183,7 +183,7 @@ class _Map:
         try:
             error = future.exception(left)
         except CancelledError:
-            raise self._pool._refusal() from None
+            raise self._pool._refusal() from None  # noqa: ASYNC104 - told elsewhere
         except TimeoutError:
             self._pool._expire(future._job, limit=self._timeout)
             error = future.exception()

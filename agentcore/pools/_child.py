@@ -161,7 +161,7 @@ def load_main() -> None:
             run = runpy.run_module if how == "name" else runpy.run_path
             module.__dict__.update(run(where, run_name="__mp_main__"))
             sys.modules["__main__"] = sys.modules["__mp_main__"] = module
-        except BaseException as error:  # noqa: BLE001 - told below, every time
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - told below, every time
             _main_failure = f"{type(error).__name__}: {_text_of(error)}"
         finally:
             is_loading_main = False
@@ -182,8 +182,8 @@ def perform(content: bytes | memoryview) -> tuple[int, list[bytes]]:
         value = function(*args, **kwargs)
         del function, args, kwargs
         return RESULT, pickled(value)
-    except BaseException as error:  # noqa: BLE001 - SystemExit too: the worker goes on
-        return encode(error)
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - SystemExit too: the worker goes on
+        return encode(error)  # noqa: ASYNC104 - told elsewhere
 
 
 def encode(error: BaseException) -> tuple[int, list[bytes]]:
@@ -200,16 +200,16 @@ def encode(error: BaseException) -> tuple[int, list[bytes]]:
             data = dumps(content, 5)
             if kind == PARTS or type(loads(data)[0]) is type(error):
                 return kind, [data]
-        except BaseException:  # noqa: BLE001, S112 - then in the next way
-            continue
+        except BaseException:  # noqa: ASYNC103, BLE001, S112 - then in the next way
+            continue  # noqa: ASYNC104 - told elsewhere
     return TEXT, [dumps((type(error).__qualname__, _text_of(error), text), 5)]
 
 
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except BaseException:  # noqa: BLE001 - told instead
-        return "<its str() raised>"
+    except BaseException:  # noqa: ASYNC103, BLE001 - told instead
+        return "<its str() raised>"  # noqa: ASYNC104 - told elsewhere
 
 
 def serve(channel: Channel, file: int) -> None:
@@ -240,9 +240,9 @@ def boot(channel: Channel) -> bool:
         if settings["initializer"] is not None:
             function, args = loads(settings["initializer"])
             function(*args)
-    except BaseException as error:  # noqa: BLE001 - the pool is told
+    except BaseException as error:  # noqa: ASYNC103, BLE001 - the pool is told
         channel.send(BROKEN, 0, pickled(encode(error)))
-        return False
+        return False  # noqa: ASYNC104 - told elsewhere
     channel.send(READY, 0, [])
     return True
 

@@ -66,7 +66,7 @@ def drive(context: Context, made: Coroutine[Any, Any, Any]) -> Generator[Any, An
         while True:
             try:
                 given = yield wanted
-            except BaseException as error:  # noqa: BLE001 - it is the coroutine's
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - it is the coroutine's
                 wanted = run(made.throw, error)
             else:
                 wanted = run(send, given)

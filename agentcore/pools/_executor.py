@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar, final
 
@@ -209,10 +210,8 @@ class WorkerPoolExecutor(Executor):
         for job in jobs:
             job.add_done_callback(lambda _: told.release())
         for job in jobs:
-            try:
+            with suppress(CancelledError):
                 job.exception()  # knows a deadlock when it sees one
-            except CancelledError:
-                pass
         for _ in jobs:
             told.acquire()  # so their other callbacks have been called
 

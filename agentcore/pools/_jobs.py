@@ -68,9 +68,11 @@ class Job:
     name: str | None = None
     value: Any = None
     error: BaseException | None = None
-    is_cancelled = is_unwanted = is_late = False
-    state = QUEUED
-    started = 0.0
+    is_cancelled: bool = False
+    is_unwanted: bool = False
+    is_late: bool = False
+    state: JobState = QUEUED
+    started: float = 0.0
     deadline: float | None = None
     worker: Any = None
     hand_off: _interop.HandOff | None = None
@@ -87,12 +89,12 @@ class Job:
         timeout: float | None,
     ) -> None:
         self.function: Callable[..., Any] | None = function
-        self.args = args
-        self.kwargs = kwargs
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
         self.context: Context | None = context
-        self.priority = priority
-        self.timeout = timeout
-        self.submitted = _interop.clock()
+        self.priority: int = priority
+        self.timeout: float | None = timeout
+        self.submitted: float = _interop.clock()
         if timeout is not None:
             self.deadline = self.submitted + timeout
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Generator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from contextvars import Context
-from typing import Any, Final, Literal, Never, Self
+from typing import Any, ClassVar, Final, Literal, Never, Self
 
 import anyio
 import anyio.abc
@@ -41,6 +41,7 @@ from agentcore.pools._records import (
     JobInfo,
     JobOptions,
     QueueWorkerPoolConfig,
+    WorkerPoolConfig,
     WorkerPoolMetrics,
     WorkerPoolReport,
 )
@@ -51,7 +52,7 @@ _logger: Final = logging.getLogger("agentcore.pools")
 class LoopWorkerPool(BaseWorkerPool):
     """A pool whose jobs are coroutines."""
 
-    config_type = QueueWorkerPoolConfig
+    config_type: ClassVar[type[WorkerPoolConfig]] = QueueWorkerPoolConfig
 
     def __init__(self, name: str, config: Any = None) -> None:
         super().__init__(name, config)
@@ -154,7 +155,7 @@ class LoopWorkerPool(BaseWorkerPool):
             with anyio.CancelScope(shield=True):
                 await host.wait_if_deserted()
             if isinstance(error, RuntimeError):
-                raise self._closed_error() from error
+                raise self._closed_error() from error  # noqa: ASYNC104 - told elsewhere
             raise
         return self
 

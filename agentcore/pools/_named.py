@@ -121,6 +121,8 @@ class WorkerPools:
         """Take no further pools and end these within so many seconds; return the jobs that were cut short by it."""
         self._group = None
         cut: list[str] = []
+        if not self._all():
+            return ()
 
         async def end(pool: BaseWorkerPool) -> None:
             report = await pool._finish(grace)
@@ -197,7 +199,7 @@ class HostedWorkerPools(WorkerPools):
                 del self._pools[name]
             pool._state = "closed"
             if isinstance(error, RuntimeError):
-                raise RuntimeClosedError(
+                raise RuntimeClosedError(  # noqa: ASYNC104 - told elsewhere
                     f"worker pool {name!r} cannot be made any more: {error}", {"state": "closed"}
                 ) from error
             raise

@@ -74,9 +74,9 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
         try:
             variables = self._propagated(job.context)
             content = _child.pickled((job.function, job.args, job.kwargs, variables))
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - it belongs to whoever waits
             error.add_note(f"raised while job {job.describe()} was pickled for worker pool {self.name!r}")
-            return None, error
+            return None, error  # noqa: ASYNC104 - told elsewhere
         return self._ask(worker, job, content)
 
     def _ask(self, worker: Worker, job: Job, content: list[bytes]) -> tuple[Any, BaseException | None]:
@@ -87,13 +87,13 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
             if child is None:
                 try:
                     child = self._start_child(worker)
-                except BaseException as error:  # noqa: BLE001 - told to everybody, or tried again
+                except BaseException as error:  # noqa: ASYNC103, BLE001 - told to everybody, or tried again
                     if not job.is_unwanted and self._gives_up(error):
                         self._break(error)
-                        return None, self._broken_error()
+                        return None, self._broken_error()  # noqa: ASYNC104 - told elsewhere
                     if job.is_unwanted:
-                        break
-                    continue
+                        break  # noqa: ASYNC104 - told elsewhere
+                    continue  # noqa: ASYNC104 - told elsewhere
             answer = child.ask(content) if not job.is_unwanted else None
             if answer is not None:
                 outcome = self._decode(job, *answer)
@@ -161,14 +161,14 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
             if kind == _child.RESULT:
                 return pickle.loads(content), None
             return None, own_error(decode_error(kind, content), job, self.name)
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - it belongs to whoever waits
             wrapped = WorkerPoolError(
                 f"the outcome of job {job.describe()} in worker pool {self.name!r} must be loadable here: got {error!r}; "
                 "return something simpler",
                 {"pool": self.name, "function": job.describe()},
             )
             wrapped.__cause__ = error
-            return None, wrapped
+            return None, wrapped  # noqa: ASYNC104 - told elsewhere
 
     def _propagated(self, context: Context | None) -> Mapping[str, Any]:
         wanted = self._own.propagate

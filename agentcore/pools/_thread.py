@@ -59,8 +59,8 @@ class ThreadWorkerPool(WorkerCalls, WorkerOwningPool):
                     {"pool": self.name, "function": job.describe()},
                 )
             return value, None
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-            return None, own_error(error, job, self.name)
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - it belongs to whoever waits
+            return None, own_error(error, job, self.name)  # noqa: ASYNC104 - told elsewhere
 
     def _interrupt(self, worker: Worker, job: Job) -> bool:
         job.is_unwanted = True  # `check_cancelled` says so

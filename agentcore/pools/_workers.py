@@ -222,7 +222,7 @@ class WorkingPool(SettlingPool):
         worker.ident = threading.get_ident()
         try:
             self._open(worker)
-        except BaseException as error:  # noqa: BLE001 - told to everybody
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - told to everybody
             self._break(error)
         job: Job | None = None
         try:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ._facade import *  # noqa: F403 - one list of names is enough
     from ._facade import __all__ as __all__
 
-_HYPOTHESIS = {
+# What needs Hypothesis or pytest.
+_LATE = {
+    "ExecutorConformance": "_conformance",
     "SimMachine": "_machine",
     "agent_configs": "_strategies",
     "circuit_configs": "_strategies",
@@ -33,8 +35,8 @@ _HYPOTHESIS = {
 
 def __getattr__(name: str) -> Any:
     """Load what is exported when something of it is used: pytest imports this package for its plugin, in every project."""
-    if name in _HYPOTHESIS:
-        item = getattr(importlib.import_module(f"{__name__}.{_HYPOTHESIS[name]}"), name)
+    if name in _LATE:
+        item = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
         if item.__module__.startswith(f"{__name__}."):
             item.__module__ = __name__
         return item
@@ -44,7 +46,7 @@ def __getattr__(name: str) -> Any:
     if name != "__all__" and name not in facade.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for exported in facade.__all__:
-        if exported not in _HYPOTHESIS:
+        if exported not in _LATE:
             globals()[exported] = getattr(facade, exported)
     globals()["__all__"] = facade.__all__
     return globals()[name]

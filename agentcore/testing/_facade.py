@@ -37,6 +37,7 @@ from ._simulation import BACKENDS, Simulation, current_simulation
 from ._sweep import SweepReport, cancel_everywhere
 
 if TYPE_CHECKING:
+    from ._conformance import ExecutorConformance
     from ._machine import SimMachine
     from ._strategies import agent_configs, circuit_configs, fault_plans, runtime_configs, schedules, tasks
 
@@ -97,6 +98,8 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "runtime_configs",
     "schedules",
     "tasks",
+    # executors
+    "ExecutorConformance",
     # itself
     "UnsupportedVersionError",
     "check",

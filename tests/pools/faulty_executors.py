@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
 
-from agentcore.testing._conformance import ExecutorConformance
+from agentcore.testing import ExecutorConformance
 
 Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 

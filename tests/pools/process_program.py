@@ -86,9 +86,14 @@ def be_interrupted_by_default(begun: str, gate: str, backend: str) -> None:
 
 
 def be_killed(begun: str) -> None:
-    """Leave a worker behind that hears of nothing."""
-    pool = ProcessWorkerPool("own", CONFIG)
-    pool.submit(jobs.spin, begun).result()
+    """Leave several workers behind that hear of nothing, and a child that knows all that this process knows."""
+    pool = ProcessWorkerPool("own", ProcessWorkerPoolConfig(workers=3))
+    futures = [pool.submit(jobs.spin, begun) for _ in range(3)]
+    sys.stdin.readline()
+    if not os.fork():
+        say("forked")
+        signal.pause()
+    futures[0].result()
 
 
 def leave(begun: str, gate: str) -> None:

@@ -6,11 +6,8 @@ from typing import Any, ClassVar
 
 import anyio
 
-from agentcore.pools._executor import WorkerPoolExecutor
-from agentcore.pools._process import ProcessWorkerPool
-from agentcore.pools._records import ProcessWorkerPoolConfig, ThreadWorkerPoolConfig
-from agentcore.pools._thread import ThreadWorkerPool
-from agentcore.testing._conformance import ExecutorConformance
+from agentcore import ProcessWorkerPool, ProcessWorkerPoolConfig, ThreadWorkerPool, ThreadWorkerPoolConfig
+from agentcore.testing import ExecutorConformance
 
 # How the standard library calls what a pool is configured with.
 SETTINGS = {
@@ -49,7 +46,7 @@ class OfPool(ExecutorConformance):
     def make(self, **options: Any) -> Executor:
         settings = {SETTINGS[name]: value for name, value in options.items() if name in SETTINGS}
         pool = self.pool_class(options.get("thread_name_prefix", "tested"), self.config_class(**settings))
-        executor = WorkerPoolExecutor(pool, **options)
+        executor = pool.executor(**options)
         _pools[executor] = pool
         return executor
 

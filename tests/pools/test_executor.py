@@ -19,11 +19,18 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agentcore.errors import ConfigurationError, WorkerPoolBrokenError, WorkerPoolClosedError, WorkerPoolDeadlockError
+from agentcore import (
+    ConfigurationError,
+    ProcessWorkerPool,
+    ProcessWorkerPoolConfig,
+    QueueWorkerPool,
+    ThreadWorkerPool,
+    ThreadWorkerPoolConfig,
+    WorkerPoolBrokenError,
+    WorkerPoolClosedError,
+    WorkerPoolDeadlockError,
+)
 from agentcore.pools._executor import WorkerPoolExecutor
-from agentcore.pools._process import ProcessWorkerPool
-from agentcore.pools._records import ProcessWorkerPoolConfig, QueueWorkerPoolConfig, ThreadWorkerPoolConfig
-from agentcore.pools._thread import ThreadWorkerPool
 
 PATIENCE = 30
 Pool = ThreadWorkerPool | ProcessWorkerPool
@@ -92,7 +99,7 @@ CONFIGURED = ThreadWorkerPoolConfig(workers=3, initializer=nothing, initargs=(1,
 )
 def test_options_that_ask_for_what_the_pool_does_are_accepted(options: dict[str, Any]) -> None:
     """Calls that were written for the standard library's executors need no change."""
-    assert isinstance(WorkerPoolExecutor(ThreadWorkerPool("mine", CONFIGURED), **options), concurrent.futures.Executor)
+    assert isinstance(ThreadWorkerPool("mine", CONFIGURED).executor(**options), concurrent.futures.Executor)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_options_that_ask_for_what_the_pool_does_are_accepted(options: dict[str,
 def test_options_that_ask_for_something_else_are_refused(options: dict[str, Any], message: str) -> None:
     """The error names the setting of the pool."""
     with pytest.raises(ConfigurationError) as caught:
-        WorkerPoolExecutor(ThreadWorkerPool("mine", CONFIGURED), **options)
+        ThreadWorkerPool("mine", CONFIGURED).executor(**options)
     assert str(caught.value).startswith(message)
     assert list(options)[-1] == caught.value.details["name"]
 
@@ -136,15 +143,15 @@ def test_options_that_ask_for_something_else_are_refused(options: dict[str, Any]
 def test_number_of_workers_is_what_the_pool_has_by_default() -> None:
     """As many as there are CPUs, where nothing is configured."""
     pool = ThreadWorkerPool("mine")
-    WorkerPoolExecutor(pool, max_workers=pool.config.size)
+    pool.executor(max_workers=pool.config.size)
     with pytest.raises(ConfigurationError, match="set workers there"):
-        WorkerPoolExecutor(pool, max_workers=pool.config.size + 1)
+        pool.executor(max_workers=pool.config.size + 1)
 
 
 @pytest.mark.parametrize("context", ["spawn", multiprocessing.get_context("spawn")])
 def test_processes_that_start_afresh_are_honoured(context: Any) -> None:
     """Whether the way to start is named, or a context as the standard library takes it."""
-    WorkerPoolExecutor(ProcessWorkerPool("mine"), mp_context=context)
+    ProcessWorkerPool("mine").executor(mp_context=context)
 
 
 @pytest.mark.parametrize("method", sorted({"fork", "forkserver"} & set(multiprocessing.get_all_start_methods())))
@@ -152,7 +159,7 @@ def test_processes_that_do_not_start_afresh_are_refused(method: str) -> None:
     """Workers of pools are never forked."""
     for context in (method, multiprocessing.get_context(method)):
         with pytest.raises(ConfigurationError) as caught:
-            WorkerPoolExecutor(ProcessWorkerPool("mine"), mp_context=context)
+            ProcessWorkerPool("mine").executor(mp_context=context)
         assert str(caught.value) == (
             "mp_context of an executor must be 'spawn', for workers of pool 'mine' start afresh and are never forked: "
             f"got {method!r}; leave it out, and hand data to an initializer of the pool"
@@ -161,14 +168,8 @@ def test_processes_that_do_not_start_afresh_are_refused(method: str) -> None:
 
 def test_pool_for_coroutines_has_no_executor() -> None:
     """An executor takes plain functions."""
-
-    class Coroutines:
-        name = "mine"
-        pool_type = "queue_asyncio"
-        config = QueueWorkerPoolConfig()
-
     with pytest.raises(ConfigurationError, match="executor must have a pool of threads or of processes"):
-        WorkerPoolExecutor(Coroutines())  # type: ignore[arg-type]
+        WorkerPoolExecutor(QueueWorkerPool("mine"))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- beside the pool
@@ -176,7 +177,7 @@ def test_pool_for_coroutines_has_no_executor() -> None:
 
 def test_submit_is_never_refused_because_too_many_wait(threads: ThreadWorkerPool, gate: threading.Event) -> None:
     """The limit of the queue is for those who know of it."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     hold(executor, gate)
     futures = [executor.submit(pow, number, 2) for number in range(100)]
     assert threads.metrics.queued == 100
@@ -186,7 +187,7 @@ def test_submit_is_never_refused_because_too_many_wait(threads: ThreadWorkerPool
 
 def test_shutdown_ends_the_executor_and_not_the_pool(threads: ThreadWorkerPool, gate: threading.Event) -> None:
     """It waits for the jobs of its own, not for those of others."""
-    mine, other = WorkerPoolExecutor(threads), WorkerPoolExecutor(threads)
+    mine, other = threads.executor(), threads.executor()
     assert mine.submit(pow, 2, 2).result(PATIENCE) == 4
     held = hold(other, gate)
     mine.shutdown()
@@ -201,7 +202,7 @@ def test_shutdown_ends_the_executor_and_not_the_pool(threads: ThreadWorkerPool, 
 
 def test_cancelling_jobs_leaves_those_of_others_alone(threads: ThreadWorkerPool, gate: threading.Event) -> None:
     """`cancel_futures` is about the executor's own."""
-    mine, other = WorkerPoolExecutor(threads), WorkerPoolExecutor(threads)
+    mine, other = threads.executor(), threads.executor()
     hold(other, gate)
     futures = [executor.submit(pow, 2, 2) for executor in (mine, other, mine)]
     mine.shutdown(cancel_futures=True)
@@ -212,7 +213,7 @@ def test_cancelling_jobs_leaves_those_of_others_alone(threads: ThreadWorkerPool,
 
 def test_executor_of_a_pool_that_is_shut_down_takes_no_jobs(threads: ThreadWorkerPool) -> None:
     """With the error of the standard library; that of the pool is its cause."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     anyio.run(threads.shutdown)
     with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$") as caught:
         executor.submit(pow, 2, 2)
@@ -222,7 +223,7 @@ def test_executor_of_a_pool_that_is_shut_down_takes_no_jobs(threads: ThreadWorke
 
 def test_pool_that_is_shut_down_cancels_jobs_of_executors(threads: ThreadWorkerPool, gate: threading.Event) -> None:
     """So nobody waits for them in vain."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     held, queued = hold(executor, gate), executor.submit(pow, 2, 2)
     anyio.run(lambda: threads.shutdown(wait=False))
     assert queued.cancelled()
@@ -238,7 +239,7 @@ def test_broken_pool_raises_the_error_of_the_standard_library() -> None:
         raise OSError("no")
 
     pool = ThreadWorkerPool("broken", ThreadWorkerPoolConfig(workers=1, initializer=refuse))
-    executor = WorkerPoolExecutor(pool)
+    executor = pool.executor()
     assert isinstance(executor.submit(pow, 2, 2).exception(PATIENCE), WorkerPoolBrokenError)
     with pytest.raises(BrokenThreadPool, match="workers of pool 'broken' cannot be started") as caught:
         executor.submit(pow, 2, 2)
@@ -249,7 +250,7 @@ def test_broken_pool_raises_the_error_of_the_standard_library() -> None:
 
 def test_job_that_shuts_down_its_own_executor_gets_an_error(threads: ThreadWorkerPool) -> None:
     """Instead of waiting for itself for ever."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     with pytest.raises(WorkerPoolDeadlockError):
         executor.submit(executor.shutdown).result(PATIENCE)
     executor.shutdown()
@@ -264,7 +265,7 @@ def test_callbacks_have_been_called_when_the_block_is_left(threads: ThreadWorker
         slow.wait(0.05)  # whoever does not wait for this one has left the block by then
         calls.append(future.result())
 
-    with WorkerPoolExecutor(threads) as executor:
+    with threads.executor() as executor:
         held = hold(executor, gate)
         held.add_done_callback(callback)
         threading.Timer(0.01, gate.set).start()
@@ -275,7 +276,7 @@ def test_submissions_that_race_with_a_shutdown_are_done_or_refused() -> None:
     """None is left between."""
     with ThreadWorkerPool("raced", ThreadWorkerPoolConfig(workers=2)) as pool:
         for _ in range(20):
-            executor = WorkerPoolExecutor(pool)
+            executor = pool.executor()
             futures: list[concurrent.futures.Future[int]] = []
             begun = threading.Semaphore(0)
 
@@ -303,7 +304,7 @@ def test_submissions_that_race_with_a_shutdown_are_done_or_refused() -> None:
 
 def test_closing_map_takes_back_what_has_not_begun(threads: ThreadWorkerPool, gate: threading.Event) -> None:
     """Also before its first result."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     for taken in (0, 1):
         held = hold(executor, gate) if taken == 0 else None
         results = executor.map(abs, range(10))
@@ -319,7 +320,7 @@ def test_closing_map_takes_back_what_has_not_begun(threads: ThreadWorkerPool, ga
 
 def test_map_that_fails_takes_back_the_rest(threads: ThreadWorkerPool, gate: threading.Event) -> None:
     """By an error of its own, or because the time is over."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     hold(executor, gate)
     with pytest.raises(TimeoutError):
         next(executor.map(abs, range(10), timeout=0))
@@ -329,7 +330,7 @@ def test_map_that_fails_takes_back_the_rest(threads: ThreadWorkerPool, gate: thr
 
 def test_map_that_is_forgotten_takes_back_the_rest(threads: ThreadWorkerPool, gate: threading.Event) -> None:
     """The garbage collector closes it."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     hold(executor, gate)
     executor.map(abs, range(10))
     assert threads.metrics.queued == 0
@@ -337,7 +338,7 @@ def test_map_that_is_forgotten_takes_back_the_rest(threads: ThreadWorkerPool, ga
 
 def test_map_with_a_buffer_has_so_many_jobs_ahead(threads: ThreadWorkerPool, gate: threading.Event) -> None:
     """On every version of Python."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     held = hold(executor, gate)
     results = executor.map(abs, iter(range(100)), buffersize=5)
     assert threads.metrics.queued == 5
@@ -348,7 +349,7 @@ def test_map_with_a_buffer_has_so_many_jobs_ahead(threads: ThreadWorkerPool, gat
 
 def test_chunks_need_nothing_of_this_library_in_the_worker(processes: ProcessWorkerPool) -> None:
     """A worker stays as light as what it is given to do."""
-    executor = WorkerPoolExecutor(processes)
+    executor = processes.executor()
     assert list(executor.map(pow, range(4), [2] * 4, chunksize=3)) == [0, 1, 4, 9]
     loaded = executor.submit(eval, "[name for name in __import__('sys').modules if name.startswith('agentcore')]")
     assert loaded.result(PATIENCE) == []
@@ -358,7 +359,7 @@ def test_buffer_of_chunks(processes: ProcessWorkerPool) -> None:
     """It counts chunks."""
     drawn: list[int] = []
     items = (drawn.append(number) or number for number in range(20))  # type: ignore[func-returns-value]
-    results = WorkerPoolExecutor(processes).map(abs, items, chunksize=3, buffersize=2)
+    results = processes.executor().map(abs, items, chunksize=3, buffersize=2)
     assert len(drawn) == 6
     assert list(results) == list(range(20))
 
@@ -374,7 +375,7 @@ async def test_run_in_executor(
     if anyio_backend_name == "trio":
         pytest.skip("asyncio only")
     loop = asyncio.get_running_loop()
-    for executor in (WorkerPoolExecutor(threads), WorkerPoolExecutor(processes)):
+    for executor in (threads.executor(), processes.executor()):
         assert await loop.run_in_executor(executor, pow, 2, 10) == 1024
         with pytest.raises(ValueError, match="invalid literal"):
             await loop.run_in_executor(executor, int, "x")
@@ -389,7 +390,7 @@ async def test_cancelling_run_in_executor_takes_back_the_job(
     """If it has not begun."""
     if anyio_backend_name == "trio":
         pytest.skip("asyncio only")
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     held = hold(executor, gate)
     waiting = asyncio.get_running_loop().run_in_executor(executor, pow, 2, 2)
     assert threads.metrics.queued == 1
@@ -405,7 +406,7 @@ async def test_cancelling_run_in_executor_takes_back_the_job(
 @pytest.mark.anyio
 async def test_future_of_an_executor_can_be_awaited(threads: ThreadWorkerPool) -> None:
     """On both backends, as each future of a pool."""
-    future: Any = WorkerPoolExecutor(threads).submit(pow, 2, 2)
+    future: Any = threads.executor().submit(pow, 2, 2)
     assert await future == 4
 
 
@@ -415,7 +416,7 @@ def test_tornado_runs_methods_on_an_executor(threads: ThreadWorkerPool, processe
     ioloop = pytest.importorskip("tornado.ioloop")
 
     class Handler:
-        executor = WorkerPoolExecutor(threads)
+        executor = threads.executor()
 
         @tornado.run_on_executor  # type: ignore[untyped-decorator, unused-ignore]
         def compute(self, number: int) -> int:
@@ -431,7 +432,7 @@ def test_tornado_runs_methods_on_an_executor(threads: ThreadWorkerPool, processe
         with pytest.raises(LookupError, match="no"):
             await handler.fail()
         loop = ioloop.IOLoop.current()
-        assert await loop.run_in_executor(WorkerPoolExecutor(processes), pow, 2, 10) == 1024
+        assert await loop.run_in_executor(processes.executor(), pow, 2, 10) == 1024
 
     asyncio.run(main())
 
@@ -439,7 +440,7 @@ def test_tornado_runs_methods_on_an_executor(threads: ThreadWorkerPool, processe
 def test_aiofiles_reads_with_an_executor(threads: ThreadWorkerPool, tmp_path: Path) -> None:
     """All that it does with a file is a job."""
     aiofiles = pytest.importorskip("aiofiles")
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
 
     async def main() -> None:
         async with aiofiles.open(tmp_path / "file", "w", executor=executor) as file:
@@ -458,7 +459,7 @@ def test_thread_of_the_exit_is_there_only_while_there_are_jobs(
     threads: ThreadWorkerPool, gate: threading.Event
 ) -> None:
     """It is no daemon, for the interpreter waits for no others."""
-    executor = WorkerPoolExecutor(threads)
+    executor = threads.executor()
     held = hold(executor, gate)
     (thread,) = (one for one in threading.enumerate() if one.name == "agentcore-exit")
     assert not thread.daemon
@@ -472,15 +473,13 @@ def test_thread_of_the_exit_is_there_only_while_there_are_jobs(
 
 LIMITED = """
 import threading, time
-from agentcore.pools._executor import WorkerPoolExecutor
-from agentcore.pools._records import WorkerPoolConfig
-from agentcore.pools._thread import ThreadWorkerPool
+from agentcore import ThreadWorkerPool, WorkerPoolConfig
 
 def pool(name, limit):
     return ThreadWorkerPool(name, WorkerPoolConfig(workers=1, shutdown_timeout=limit))
 
-WorkerPoolExecutor(pool("quick", None)).submit(time.sleep, 0.5).add_done_callback(lambda _: print("done"))
-WorkerPoolExecutor(pool("stuck", 0.1)).submit(threading.Event().wait)
+pool("quick", None).executor().submit(time.sleep, 0.5).add_done_callback(lambda _: print("done"))
+pool("stuck", 0.1).executor().submit(threading.Event().wait)
 """
 
 
@@ -492,15 +491,12 @@ def test_end_of_the_program_waits_no_longer_than_the_pool_says() -> None:
 
 RECYCLED = """
 import sys
-from agentcore.pools._executor import WorkerPoolExecutor
-from agentcore.pools._process import ProcessWorkerPool
-from agentcore.pools._records import ProcessWorkerPoolConfig, ThreadWorkerPoolConfig
-from agentcore.pools._thread import ThreadWorkerPool
+from agentcore import ProcessWorkerPool, ProcessWorkerPoolConfig, ThreadWorkerPool, ThreadWorkerPoolConfig
 
 pool, config = {
     "thread": (ThreadWorkerPool, ThreadWorkerPoolConfig), "process": (ProcessWorkerPool, ProcessWorkerPoolConfig)
 }[sys.argv[1]]
-executor = WorkerPoolExecutor(pool("mine", config(workers=1, max_jobs_per_worker=2)))
+executor = pool("mine", config(workers=1, max_jobs_per_worker=2)).executor()
 for number in range(7):
     executor.submit(print, number, flush=True)
 """
@@ -515,11 +511,10 @@ def test_workers_can_be_replaced_while_the_program_ends(kind: str) -> None:
 
 FORKED = """
 import os, threading
-from agentcore.pools._executor import WorkerPoolExecutor
-from agentcore.pools._thread import ThreadWorkerPool
+from agentcore import ThreadWorkerPool
 
 gate = threading.Event()
-WorkerPoolExecutor(ThreadWorkerPool("parent")).submit(gate.wait)
+ThreadWorkerPool("parent").executor().submit(gate.wait)
 import warnings
 warnings.simplefilter("ignore")  # of forking with threads, which is what this is about
 child = os.fork()
@@ -527,7 +522,7 @@ if child:
     print("child:", os.waitpid(child, 0)[1], flush=True)
     gate.set()
 else:
-    WorkerPoolExecutor(ThreadWorkerPool("child")).submit(print, "job of the child", flush=True)
+    ThreadWorkerPool("child").executor().submit(print, "job of the child", flush=True)
 """
 
 
@@ -542,10 +537,9 @@ def test_other_threads_may_not_submit_when_the_main_thread_has_ended() -> None:
     """As with the standard library's executors."""
     code = """
 import threading
-from agentcore.pools._executor import WorkerPoolExecutor
-from agentcore.pools._thread import ThreadWorkerPool
+from agentcore import ThreadWorkerPool
 
-executor = WorkerPoolExecutor(ThreadWorkerPool("mine"))
+executor = ThreadWorkerPool("mine").executor()
 
 def late():
     threading.main_thread().join()

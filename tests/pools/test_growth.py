@@ -9,9 +9,9 @@ import gc
 import sys
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -39,13 +39,6 @@ SPARE = 3_000
 LOOPS = 50
 
 OURS = ("Job", "JobQueue", "PoolFuture", "Worker", "Manager", "Waiter", "WaitingRoom", "WorkerPools", "Host", "Room")
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    """Let nothing of other tests be collected in the middle."""
-    gc.collect()
-    yield
 
 
 def blocks() -> int:
@@ -110,7 +103,6 @@ MAKE: dict[str, Callable[..., Any]] = {
     "tasks": lambda workers=16, **rest: AsyncioWorkerPool("a", QueueWorkerPoolConfig(workers=workers, **rest)),
 }
 backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
-on_asyncio = pytest.mark.parametrize("backend", ["asyncio"])
 kinds = pytest.mark.parametrize("kind", ["threads", "queue"])
 
 
@@ -147,7 +139,7 @@ class Blocked:
         self._gate = threading.Event()
         self._opened = anyio.Event()
 
-    async def __aenter__(self) -> Blocked:
+    async def __aenter__(self) -> Self:
         await self.pool.__aenter__()
         if self.is_thread:
             self.pool.submit(self._gate.wait, 600)
@@ -290,7 +282,7 @@ async def use_shared(pool: ThreadWorkerPool) -> None:
         await pool.asubmit(nothing)
 
 
-@on_asyncio
+@backends
 @pytest.mark.parametrize("use", [use_everything, use_hosted, leave_them])
 def test_loops_one_after_the_other(backend: str, use: Callable[[], Awaitable[None]]) -> None:
     """With each, everything goes that was in it."""
@@ -304,7 +296,7 @@ def test_loops_one_after_the_other(backend: str, use: Callable[[], Awaitable[Non
     assert blocks() < memory + SPARE
 
 
-@on_asyncio
+@backends
 def test_loops_that_share_a_pool(backend: str) -> None:
     """Of those who have waited for it nothing stays in it."""
     with ThreadWorkerPool("shared", ThreadWorkerPoolConfig(workers=2)) as pool:

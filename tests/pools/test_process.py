@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -158,13 +159,16 @@ async def test_remote_traceback_can_be_pickled() -> None:
     assert "\nTraceback: ..." == str(copy)
 
 
-async def test_error_is_not_kept_alive_by_the_pool(pool: ProcessWorkerPool) -> None:
-    """What a future has given is nobody else's."""
-    future = pool.submit(jobs.raise_plain, "broken")
-    with pytest.raises(ValueError, match="broken"):
-        await future
-    assert (None, ()) == (future._job.function, future._job.args)
-    assert future._job.error is None
+async def test_future_keeps_no_arguments() -> None:
+    """Whoever keeps the outcome may keep it for long."""
+    content = {1, 2}
+    known = weakref.ref(content)
+    async with ProcessWorkerPool("own", WorkerPoolConfig(workers=1)) as own:
+        future = own.submit(jobs.double, 1)
+        failed = own.submit(jobs.double, content)
+        del content
+    assert (2, TypeError) == (future.result(0), type(failed.exception(0)))
+    assert known() is None
 
 
 # What surrounds a job.

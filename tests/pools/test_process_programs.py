@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,13 @@ def finish(process: subprocess.Popen[str], complaints: str = "") -> str:
     out, error = process.communicate(timeout=LIMIT)
     assert (0, complaints) == (process.returncode, error)
     return out
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    """Have a program read a line."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def output(*args: str) -> str:
@@ -161,10 +168,15 @@ def test_interrupted_program_ends_its_workers(lines: Lines, backend: str) -> Non
         assert has_ended(worker, 0)
 
 
-def test_worker_that_computes_ends_with_the_program_that_is_killed(lines: Lines) -> None:
-    with program("-m", MODULE, "be killed", lines.begun.path) as process, watched(int(lines.begun.hear())) as worker:
+def test_workers_that_compute_end_with_the_program_that_is_killed(lines: Lines) -> None:
+    """All of them, though a child of the program lives on."""
+    with program(*QUIET, MODULE, "be killed", lines.begun.path) as process, ExitStack() as stack:
+        workers = [stack.enter_context(watched(int(lines.begun.hear()))) for _ in range(3)]
+        go_on(process)
+        assert process.stdout is not None
+        assert "forked\n" == process.stdout.readline()
         process.kill()
-        assert has_ended(worker)
+        assert all(has_ended(worker) for worker in workers)
 
 
 def test_program_that_forgets_its_pool_ends_at_once(lines: Lines) -> None:
@@ -189,10 +201,8 @@ def test_pool_of_a_loop_ends_with_it(lines: Lines, backend: str) -> None:
 def test_fork_of_the_program_does_not_hurt_its_pool(lines: Lines) -> None:
     with program(*QUIET, MODULE, "fork", *lines.paths) as process:
         lines.begun.hear()
-        assert process.stdin is not None
+        go_on(process)
         assert process.stdout is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
         assert "child 5\n" == process.stdout.readline()
         lines.gate.say()
         assert "unharmed\nnext True\nclosed\n" == finish(process)

@@ -145,7 +145,28 @@ async def pool_submit_and_forget(state: InRuntime, kind: str) -> None:
         await steps()
 
 
-@of_kinds(open_(workers=1, max_queue_size=1), *SUBMIT, *ASUBMIT, kinds=LOOPS, within=1.0)
+@of_kinds(open_(workers=1), *SUBMIT, kinds=THREADS, within=0.0)
+async def pool_await_futures(state: InRuntime, kind: str) -> None:
+    futures = [await state.hand_over(kind, what) for what in ("work", "fail", "gate", "work")]
+    state.expect("work" == await futures[0])
+    with state.raises(Boom):
+        await futures[1]
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_await, futures[2])
+            await current_simulation().settle()
+            state.expect(futures[3].cancel())
+            scope.cancel()
+    state.jobs.gate.set()
+    state.expect("gate" == await futures[2])
+    state.expect("gate" == await futures[2])
+
+
+async def _await(future: Any) -> None:
+    await future
+
+
+@of_kinds(open_(workers=1, max_queue_size=1), *SUBMIT, *ASUBMIT, within=1.0)
 async def pool_submit_to_a_full_queue(state: InRuntime, kind: str) -> None:
     """One is done, one waits; a third one is refused, unless its caller waits for it anyway."""
     async with state.holding(kind) as group:

@@ -49,7 +49,7 @@ class Gate:
     def __init__(self, patience: float) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._patience = patience
-        self.is_open = False
+        self.is_open: bool = False
         self._lines: dict[str, socket.socket] = {}
         host, port = self._listener.getsockname()
         self.address: Final[_jobs.Address] = (host, port)
@@ -202,7 +202,7 @@ class Cases:
         def call() -> None:
             try:
                 outcome.set_result(function(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 - handed to whoever asks
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - handed to whoever asks
                 outcome.set_exception(error)
 
         threading.Thread(target=call, daemon=True).start()
