@@ -276,12 +276,14 @@ def test_worker_is_made_like_the_program(pair: Pair, settings: dict[str, Any], m
     for name in ("path", "argv"):
         monkeypatch.setattr(sys, name, getattr(sys, name)[:])
     monkeypatch.setattr(_child, "_main", None)
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     settings.update(path=[*sys.path, "/nowhere"], argv=["program"], main=("name", "json"))
     settings["initializer"] = pickle.dumps((jobs.begin, (1, 2)), 5)
     pair.tell(_child.BOOT, 0, pickle.dumps(settings, 5))
     assert _child.boot(pair.far)
     assert (_child.READY, 0, b"") == pair.told()
     assert (["program"], "/nowhere", ("name", "json")) == (sys.argv, sys.path[-1], _child._main)
+    assert isinstance(sys.modules["__main__"], _child._LazyMain)
     assert (1, 2) == jobs.SETTINGS["settings"]
 
 
@@ -292,7 +294,7 @@ def test_initializer_that_raises_is_told(pair: Pair, settings: dict[str, Any]) -
     answer = pair.told()
     assert answer is not None
     assert answer[0] == _child.BROKEN
-    assert isinstance(decode_error(*pickle.loads(answer[2])), jobs.Picky)
+    assert isinstance(decode_error(*joined(pickle.loads(answer[2]))), jobs.Picky)
 
 
 def test_worker_whose_pool_is_gone_does_not_begin(pair: Pair) -> None:

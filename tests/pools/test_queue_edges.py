@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from agentcore import (
     AgentRuntime,
+    ConfigurationError,
     QueueWorkerPool,
     QueueWorkerPoolConfig,
     WorkerPoolClosedError,
@@ -375,3 +379,44 @@ async def test_the_queue_is_not_kept_waiting_by_the_dead() -> None:
         assert sum(len(band) for band in pool._queue._bands) < 200
         door.opened.set()
     assert {"succeeded": 1, "cancelled": 300} == counts(pool.metrics)
+
+
+# Odd places.
+
+
+@both_kinds
+async def test_a_job_from_a_callback_of_the_loop(kind: Kind) -> None:
+    """Before the first worker has begun: a callback cannot start one."""
+    async with kind("p", configured()) as pool:
+        await anyio.to_thread.run_sync(anyio.from_thread.run_sync, pool.submit_nowait, nothing)
+    assert 1 == pool.metrics.succeeded
+
+
+async def test_a_timeout_that_is_none_is_refused_for_all_pools() -> None:
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="timeout of a worker pool"):
+            await shutdown_all_worker_pools(timeout=-1)
+        await get_worker_pool("p")
+    await shutdown_all_worker_pools()
+
+
+async def test_a_task_that_waits_for_a_stuck_thread_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime cancels it at its exit, and lets go of the thread."""
+    monkeypatch.setattr("agentcore._lifetime.LAST_MOMENTS", 0.05)
+    going, started = threading.Event(), threading.Event()
+
+    def stuck() -> None:
+        started.set()
+        going.wait(20)
+
+    try:
+        async with AgentRuntime(grace=0) as runtime:
+
+            @runtime.handler("wait")
+            async def wait(given: Any) -> None:
+                await runtime.pool("t", "thread").asubmit(stuck)
+
+            await runtime.submit("wait")
+            await anyio.to_thread.run_sync(started.wait, 20)
+    finally:
+        going.set()
