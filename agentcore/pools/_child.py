@@ -35,6 +35,8 @@ variables: dict[str, Any] = {}
 """What was propagated with the job that runs."""
 is_loading_main = False
 """Whether the program's main module is being run, which must not start workers in turn."""
+main_module: tuple[str, str] | None = None
+"""As `_main`, for the workers of this worker."""
 _main: tuple[str, str] | None = None
 """How the program's main module is found: by ``path`` or by ``name``. None: it cannot, or that has been tried."""
 _main_failure: str | None = None
@@ -138,7 +140,7 @@ class _LazyMain(type(sys)):  # type: ignore[misc]
     """Stands for the program's main module until something of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         load_main()
         return getattr(sys.modules["__main__"], name)
@@ -191,13 +193,13 @@ def encode(error: BaseException) -> tuple[int, list[bytes]]:
     import traceback
 
     text = "".join(traceback.format_exception(error))
-    for kind, content in (
-        (ERROR, (error, text)),
+    for kind, content_of in (
+        (ERROR, lambda: (error, text)),
         # Of a class whose constructor takes something else than what it hands on: made without it.
-        (PARTS, (type(error), error.args, dict(vars(error)), text)),
+        (PARTS, lambda: (type(error), error.args, dict(vars(error)), text)),
     ):
         try:
-            data = dumps(content, 5)
+            data = dumps(content_of(), 5)
             if kind == PARTS or type(loads(data)[0]) is type(error):
                 return kind, [data]
         except BaseException:  # noqa: ASYNC103, BLE001, S112 - then in the next way
@@ -219,23 +221,32 @@ def serve(channel: Channel, file: int) -> None:
         os.pwrite(file, serial.to_bytes(8, "little"), 0)
         kind, answer = perform(content)
         del message, content
-        sys.stdout.flush() if sys.stdout is not None else None
+        flush()
         channel.send(kind, serial, answer)
         del answer
 
 
+def flush() -> None:
+    """Have what a job has printed come out with its result."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        return  # nobody reads it any more, or the job has closed it
+
+
 def boot(channel: Channel) -> bool:
     """Make this process like the one that has started it; tell whether it is ready."""
-    global _main
+    global _main, main_module
     message = channel.receive()
     if message is None:
         return False
     settings = loads(message[2])
     sys.path[:] = settings["path"]
     sys.argv[:] = settings["argv"]
-    _main = settings["main"]
+    _main = main_module = settings["main"]
     if _main is not None:
-        sys.modules["__main__"] = _LazyMain("__main__")
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = _LazyMain("__main__")
     try:
         if settings["initializer"] is not None:
             function, args = loads(settings["initializer"])
@@ -267,6 +278,9 @@ def main() -> None:
     sys.modules[WORKER] = sys.modules["__main__"]
     # Ctrl-C in a terminal is meant for the program, which decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGIO"):  # whatever the program does with it: here it is the end of the line
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
     for descriptor in (handle, file, lifeline):
         os.set_inheritable(descriptor, False)
     if hasattr(os, "register_at_fork"):  # what a job forks must not hold the line when the worker is gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, Self
@@ -88,14 +89,18 @@ class WorkerOwningPool(WorkingPool):
         began = _interop.monotonic()
         with anyio.CancelScope(shield=True):
             self._begin_end(cancel_waiting=True)
-            with self._lock:
-                for worker in self._workers:
-                    if worker.job is not None and worker.job.state is RUNNING:
-                        self._interrupt(worker, worker.job)
+            self._interrupt_all()
             if not await self._wait_until_calm(self.config.shutdown_timeout):
                 self._cut_short()
             await self._join(began, self.config.shutdown_timeout)
         return self._report(began)
+
+    def _interrupt_all(self) -> None:
+        """Try to end what runs."""
+        with self._lock:
+            for worker in self._workers:
+                if worker.job is not None and worker.job.state is RUNNING:
+                    self._interrupt(worker, worker.job)
 
     async def _supervise(self) -> None:
         """Own the pool until it is closed. If whoever lives around it is cancelled before, it ends at once."""
@@ -120,13 +125,16 @@ class WorkerOwningPool(WorkingPool):
         return self
 
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> Literal[False]:
-        self._end_blocking(cancel_waiting=exc is not None)
+        if os.getpid() == self._process:  # after a fork it is the parent's
+            self._end_blocking(fails=exc is not None)
         return False
 
-    def _end_blocking(self, *, cancel_waiting: bool) -> None:
+    def _end_blocking(self, *, fails: bool) -> None:
         self._check_outside()
         began, limit = _interop.monotonic(), self.config.shutdown_timeout
-        self._begin_end(cancel_waiting=cancel_waiting)
+        self._begin_end(cancel_waiting=fails)
+        if fails:
+            self._interrupt_all()
         calm = threading.Event()
         if self._when_calm(calm.set) and not calm.wait(limit):
             self._cut_short()

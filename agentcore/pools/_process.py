@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import pickle
+import selectors
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Mapping
 from contextvars import Context
 from pathlib import Path
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, TypeVar, final
 
 from agentcore import _interop
-from agentcore.errors import JobCancelledError, WorkerCrashedError, WorkerPoolError
+from agentcore.errors import JobCancelledError, WorkerCrashedError, WorkerPoolBrokenError, WorkerPoolError
 from agentcore.pools import _child
 from agentcore.pools._calls import WorkerCalls
 from agentcore.pools._jobs import SETTLED, Job, own_error, propagated_to_thread
@@ -142,7 +142,8 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
 
     def _gives_up(self, error: BaseException) -> bool:
         """Tell whether a worker that could not be started means that none can."""
-        self._failed_starts += 1
+        with self._lock:
+            self._failed_starts += 1
         return not isinstance(error, _StartError) or self._failed_starts >= ATTEMPTS
 
     def _crash(self, job: Job, exit_code: int | None) -> WorkerCrashedError:
@@ -177,9 +178,14 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
         found = {name: value for name, value in propagated_to_thread(context).items() if name in wanted}
         if len(wanted) > len(found):
             for variable, value in context.items():
-                if variable.name in wanted:
+                if variable.name in wanted and _can_travel(value):
                     found[variable.name] = value
         return found
+
+    def _broken_class(self) -> type[WorkerPoolBrokenError]:
+        from agentcore.pools._crash import BrokenProcessesError  # noqa: PLC0415 - it is slow to import
+
+        return BrokenProcessesError
 
     def _close(self, worker: Worker) -> None:
         child: Child | None = worker.child
@@ -201,6 +207,9 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
         return self._own.max_jobs_per_worker
 
 
+_ANSWERS: Final = frozenset((_child.RESULT, _child.ERROR, _child.PARTS, _child.TEXT))
+
+
 class _StartError(Exception):
     """A worker process ended, or was silent for too long, before it was ready."""
 
@@ -217,16 +226,16 @@ class Child:
         self.has_begun = False
         self._serial = 0
         self._is_reaped = False
-        self._socket, theirs = socket.socketpair()
-        self._file = _file_in_memory()
+        self._socket, theirs = (_above_stdio(end) for end in socket.socketpair())
+        self._file = _above_stdio(_file_in_memory())
         # Whose other end closes with this process, and with nothing else.
-        lifeline, self._line = os.pipe()
-        _lines.add(self._line)
+        lifeline, self._line = (_above_stdio(end) for end in os.pipe())
+        numbers = (theirs.fileno(), self._file, lifeline)
+        _lines.update((self._line, theirs.fileno()))
         try:
-            numbers = (theirs.fileno(), self._file, lifeline)
             self._process = subprocess.Popen(
                 # -P: the folder of the script is no place for modules to be found in.
-                [sys.executable, "-P", str(Path(_child.__file__)), *map(str, numbers)],
+                [sys.executable, "-P", *_options(), str(Path(_child.__file__)), *map(str, numbers)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=numbers,
             )
@@ -237,6 +246,7 @@ class Child:
             raise
         finally:
             os.close(lifeline)
+            _lines.discard(theirs.fileno())
             theirs.close()
         self._channel = _child.Channel(self._socket.fileno(), self._file)
 
@@ -251,32 +261,38 @@ class Child:
         if config.initializer is not None:
             initializer = pickle.dumps((config.initializer, config.initargs), 5)
         settings = {"path": sys.path, "argv": sys.argv, "main": _main_module(), "initializer": initializer}
-        guard = threading.Timer(config.start_timeout, self.kill) if config.start_timeout is not None else None
-        if guard is not None:
-            guard.daemon = True
-            guard.start()
         try:
             self._channel.send(_child.BOOT, 0, _child.pickled(settings))
-            answer = self._channel.receive()
+            # Not by a timer, which is a thread: while the interpreter ends there can be no further one.
+            answer = self._channel.receive() if self._answers(config.start_timeout) else None
         except OSError:
             answer = None
-        finally:
-            if guard is not None:
-                guard.cancel()
         if answer is None:
             raise _StartError("a worker process ended before it was ready, or was not ready in time")
         if answer[0] == _child.BROKEN:
             kind, content = pickle.loads(answer[2])
             raise decode_error(kind, b"".join(content))
 
+    def _answers(self, timeout: float | None) -> bool:
+        """Tell whether something comes from it within so many seconds."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            return bool(selector.select(timeout))
+
     def ask(self, content: list[bytes]) -> tuple[int, bytes | memoryview] | None:
         """Have it do a job; return its answer, None if it has died. Then `has_begun` tells whether the job had been begun."""
         self._serial += 1
+        answer = None
         try:
             self._channel.send(_child.JOB, self._serial, content)
             answer = self._channel.receive()
+            if answer is not None and (answer[1] != self._serial or answer[0] not in _ANSWERS):
+                raise ValueError(f"an answer must be one to job {self._serial}: got {answer[:2]}")
         except OSError:
+            pass  # it is gone
+        except Exception:  # noqa: BLE001 - a job has written to the line, and nothing on it can be believed
             answer = None
+            self.kill()
         if answer is None:
             begun = os.pread(self._file, 8, 0)
             self.has_begun = int.from_bytes(begun, "little") == self._serial
@@ -316,6 +332,14 @@ class Child:
         self.reap()
 
 
+def _can_travel(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - whatever it is: it stays here
+        return False
+    return True
+
+
 def decode_error(kind: int, content: bytes | memoryview) -> BaseException:
     """Return the error that a worker process has told of, with its traceback as the cause."""
     loaded = pickle.loads(content)
@@ -339,6 +363,10 @@ def decode_error(kind: int, content: bytes | memoryview) -> BaseException:
 
 def _main_module() -> tuple[str, str] | None:
     """Return how a worker process finds the program's main module; None if it cannot, as in a notebook."""
+    worker = sys.modules.get(_child.WORKER)
+    if worker is not None:  # this is one itself
+        found: tuple[str, str] | None = worker.main_module
+        return found
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if isinstance(name, str):
@@ -347,6 +375,33 @@ def _main_module() -> tuple[str, str] | None:
     if isinstance(path, str) and Path(path).is_file():
         return "path", str(Path(path).absolute())
     return None
+
+
+def _options() -> list[str]:
+    """Return how this interpreter was started, for those of the workers."""
+    options = ["-O"] * sys.flags.optimize
+    options += [f"-W{option}" for option in sys.warnoptions]
+    for name, value in sys._xoptions.items():
+        options += ["-X", name if value is True else f"{name}={value}"]
+    return options
+
+
+D = TypeVar("D", int, socket.socket)
+
+
+def _above_stdio(descriptor: D) -> D:
+    """Return a descriptor that is none of the three which a job prints to: a program may have been started without those."""
+    number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+    if number > 2:
+        return descriptor
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    higher: int = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+    if isinstance(descriptor, int):
+        os.close(descriptor)
+        return higher
+    descriptor.close()
+    return socket.socket(fileno=higher)
 
 
 def _file_in_memory() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -72,6 +73,7 @@ class SettlingPool(BaseWorkerPool):
     def __init__(self, name: str, config: Any = None) -> None:
         super().__init__(name, config)
         self._size = self.config.size
+        self._process = os.getpid()
         self._lock = threading.RLock()
         self._queue = JobQueue()
         self._counts = Counts()
@@ -273,8 +275,11 @@ class SettlingPool(BaseWorkerPool):
             self._close_if_over()
         told.tell()
 
+    def _broken_class(self) -> type[WorkerPoolBrokenError]:
+        return WorkerPoolBrokenError
+
     def _broken_error(self) -> WorkerPoolBrokenError:
-        error = WorkerPoolBrokenError(
+        error = self._broken_class()(
             f"workers of pool {self.name!r} cannot be started, so it takes no jobs any more: got {self._cause!r}; "
             "mend that, and get another pool, whose name may be the same",
             {"pool": self.name},

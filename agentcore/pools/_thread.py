@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import CoroutineType
 from typing import Any, ClassVar, Final, final
 
-from agentcore.errors import JobCancelledError, WorkerPoolError
+from agentcore.errors import JobCancelledError, WorkerPoolBrokenError, WorkerPoolError
 from agentcore.pools._calls import WorkerCalls
 from agentcore.pools._jobs import RUNNING, Job, current_worker, own_error
 from agentcore.pools._owning import WorkerOwningPool
@@ -45,6 +45,11 @@ class ThreadWorkerPool(WorkerCalls, WorkerOwningPool):
     def _open(self, worker: Worker) -> None:
         if self._own.initializer is not None:
             self._own.initializer(*self._own.initargs)
+
+    def _broken_class(self) -> type[WorkerPoolBrokenError]:
+        from agentcore.pools._crash import BrokenThreadsError  # noqa: PLC0415 - it is slow to import
+
+        return BrokenThreadsError
 
     def _run(self, worker: Worker, job: Job) -> tuple[Any, BaseException | None]:
         function, context = job.function, job.context

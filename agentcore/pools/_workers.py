@@ -238,10 +238,12 @@ class WorkingPool(SettlingPool):
             self._close(worker)
 
     def _attempt(self, worker: Worker, job: Job) -> tuple[Any, BaseException | None]:
-        if job.hand_off is None:
-            return self._run(worker, job)
-        outcome: tuple[Any, BaseException | None] = job.hand_off.wrap(self._run)(worker, job)
-        return outcome
+        run = self._run if job.hand_off is None else job.hand_off.wrap(self._run)
+        try:
+            outcome: tuple[Any, BaseException | None] = run(worker, job)
+            return outcome
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - a defect; but a worker never ends, and its caller is told
+            return None, error  # noqa: ASYNC104 - told elsewhere
 
     def _turn(self, worker: Worker, done: Job, value: Any, error: BaseException | None) -> Job | None:
         """Settle the job that a worker has done, and return the next one; None if there is none now."""
@@ -297,7 +299,9 @@ class WorkingPool(SettlingPool):
         if worker not in self._workers:
             return None, None
         limit = self._max_jobs
-        if worker.is_replaced or (limit is not None and worker.jobs_done >= limit):
+        # While the interpreter ends there can be no further thread, so this one stays.
+        is_spent = limit is not None and worker.jobs_done >= limit and threading.main_thread().is_alive()
+        if worker.is_replaced or is_spent:
             self._leave(worker)
             return None, self._call_worker() if self._queue else None
         now = _interop.clock()

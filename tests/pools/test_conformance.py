@@ -5,6 +5,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import anyio
+import pytest
 
 from agentcore import ProcessWorkerPool, ProcessWorkerPoolConfig, ThreadWorkerPool, ThreadWorkerPoolConfig
 from agentcore.testing import ExecutorConformance
@@ -23,6 +24,7 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["agentcore.testing._executors._jobs"])
 
 
+@pytest.mark.thorough
 class TestThreadPoolExecutor(ExecutorConformance):
     kind = "thread"
 
@@ -30,6 +32,7 @@ class TestThreadPoolExecutor(ExecutorConformance):
         return ThreadPoolExecutor(**options)
 
 
+@pytest.mark.thorough
 class TestProcessPoolExecutor(ExecutorConformance):
     kind = "process"
 

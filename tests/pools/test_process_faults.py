@@ -212,7 +212,7 @@ async def test_fault_costs_its_own_job_alone(pool: ProcessWorkerPool, lines: Lin
     await others.are_unharmed()
 
 
-@pytest.mark.parametrize("name", ["killed", "system exit", "large result", "exception with arguments of its own"])
+@pytest.mark.parametrize("name", ["killed", "system exit", "exception with arguments of its own"])
 async def test_caller_that_waits_is_told_the_same(pool: ProcessWorkerPool, name: str) -> None:
     """By `asubmit`."""
     function, args, check = FAULTS[name]

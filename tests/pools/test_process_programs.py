@@ -117,11 +117,6 @@ def test_package_that_is_a_program(tmp_path: Path) -> None:
     assert "40\n8\n8\n8\n" == output("-c", command)
 
 
-def test_script_with_a_guard(tmp_path: Path) -> None:
-    script = written(tmp_path, "guarded.py", START + "\n    if __name__ == '__main__':\n        work()\n")
-    assert "8\n8\n8\n" == output(script)
-
-
 def test_script_without_a_guard_is_told_what_is_wrong(tmp_path: Path) -> None:
     """Its own functions alone need the module, which starts workers when it is loaded. The worker goes on."""
     script = written(tmp_path, "open.py", START.replace("except Exception", "except ImportError") + "\n    work()\n")

@@ -222,6 +222,7 @@ async def futures(log: list[Any]) -> None:
         log.append([future.done() for future in found])
         found += [pool.submit(work, number) for number in range(6)]
         log.append(found[3].result())
+        await anyio.sleep(1)
         report = await pool.shutdown()
         log.append((report.drained, report.duration, [future.result() for future in found]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ async def patiently(work: Callable[[], Awaitable[object]]) -> None:
     try:
         with anyio.move_on_after(20):
             await work()
-    except (CoreError, Boom, SystemError):
+    except (CoreError, Boom, SystemError, CancelledError):  # the last one is that of a future
         return
 
 
