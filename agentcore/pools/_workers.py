@@ -157,11 +157,16 @@ class WorkingPool(SettlingPool):
             if job.deadline is not None or self.config.task_timeout is not None:
                 self._watch(job)
             self._queue.push(job)
-            if job.hand_off is not None and not self._idle and len(self._workers) - self._replaced >= self._size:
+            if job.hand_off is not None and self._are_all_busy():
                 job.hand_off.rest()
             new = self._call_worker()
         if new is not None:
             self._start(new)
+
+    def _are_all_busy(self) -> bool:
+        """Tell whether a job can only be begun when another one has ended."""
+        workers = [worker for worker in self._workers if not worker.is_replaced]
+        return len(workers) >= self._size and all(worker.job is not None for worker in workers)
 
     def _call_worker(self) -> Worker | None:
         """Have an idle worker look into the queue; if there is none, return a new one to be started, or None if all are busy."""

@@ -189,14 +189,6 @@ class _Gate:
         # Here and not below: with the limiter at its limit one backend would stop once more than the other.
         await self._limiter.acquire_on_behalf_of(self._token)
 
-    def rest(self) -> None:
-        """Note that it waits for a thread that does something else."""
-        self.resting = True
-
-    def resume(self) -> None:
-        """Note that a thread has come for it."""
-        self.resting = False
-
     def leave(self) -> None:
         """The task goes on, with the result or without it. The permit is free once the thread has ended as well."""
         self._left = True
