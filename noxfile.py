@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
-# All that are quick. The tests of the oldest version are not among them: `coverage` runs the same.
+# All that are quick. The tests of the oldest version are not among them: `coverage` and `searches` run the same.
 nox.options.sessions = [
     "lint",
     "layers",
@@ -38,18 +38,23 @@ nox.options.sessions = [
     *(f"tests-{version}" for version in PYTHONS[1:]),
     "lowest",
     "coverage",
+    "searches",
     "docs",
     "examples",
     "api",
     "import_cost",
     "wheel",
 ]
-# Without the searches whose verdict does not depend on the version, the real hosts, the pages, which have a session of their
-# own, and what hardly depends on a version or on another library: for the newest version.
-LEFT_OUT = ("cli", "config", "embedding", "examples", "planted", "rules", "sweeps", "test_docs.py")
-QUICK = ["-m", "not thorough and not campaign", *(f"--ignore=tests/{name}" for name in LEFT_OUT)]
-# Of the pools, besides, nothing but the table of outcomes: for the versions in between, and the lowest ones.
-NARROW = [*QUICK, "--ignore-glob=tests/pools/test_[!o]*"]
+# What `searches` does, which are of another kind: real hosts, and everything in every order.
+SEARCHES = ("embedding", "planted", "sweeps")
+QUICK = ["-m", "not thorough and not campaign", *(f"--ignore=tests/{name}" for name in (*SEARCHES, "test_docs.py"))]
+# Besides, without what hardly depends on a version or on another library, and of the pools nothing but the table of
+# outcomes: for all versions but the oldest.
+NARROW = [
+    *QUICK,
+    *(f"--ignore=tests/{name}" for name in ("cli", "config", "examples", "rules")),
+    "--ignore-glob=tests/pools/test_[!o]*",
+]
 EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
@@ -134,9 +139,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, two at a time: on the oldest version all of them, less on the newest, least on those in between."""
+    """Run the tests, two at a time: on the oldest version all of them, on the others what may depend on the version."""
     install(session, "test", *(["hosts"] if session.python == OLDEST else []))
-    chosen = {OLDEST: [], PYTHONS[-1]: QUICK}.get(str(session.python), NARROW)
+    chosen = [] if session.python == OLDEST else NARROW
     session.run("python", "-m", "pytest", "-n", "2", *chosen, *session.posargs)
 
 
@@ -153,13 +158,22 @@ def lowest(session: nox.Session) -> None:
 @nox.session(python=BASE)
 def coverage(session: nox.Session) -> None:
     """Run the tests and measure their branch coverage: 95% of the package, all of its rules."""
-    install(session, "test", "hosts")
+    install(session, "test")
     session.run("coverage", "erase")
-    # Without the pages, which have a session of their own and take their time.
-    session.run("coverage", "run", "-m", "pytest", "-n", "2", "--ignore=tests/test_docs.py", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-n", "2", *QUICK, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", f"--fail-under={COVERAGE_FLOOR}")
     session.run("coverage", "report", "--include=agentcore/_rules/*", "--fail-under=100")
+
+
+@nox.session(python=BASE)
+def searches(session: nox.Session) -> None:
+    """Run what takes its time: every cancellation, fault and order that the quick ones leave out, in real hosts too."""
+    install(session, "test", "hosts")
+    folders = [f"tests/{name}" for name in SEARCHES]
+    session.run("python", "-m", "pytest", "-n", "2", *folders, *session.posargs)
+    elsewhere = [f"--ignore={folder}" for folder in folders]
+    session.run("python", "-m", "pytest", "-n", "2", "-m", "thorough and not campaign", *elsewhere, *session.posargs)
 
 
 @nox.session(python=BASE)
