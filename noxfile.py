@@ -47,14 +47,22 @@ nox.options.sessions = [
 ]
 # What `searches` does, which are of another kind: real hosts, and everything in every order.
 SEARCHES = ("embedding", "planted", "sweeps")
-QUICK = ["-m", "not thorough and not campaign", *(f"--ignore=tests/{name}" for name in (*SEARCHES, "test_docs.py"))]
+# What `examples` does.
+SHOWN = ("examples", "test_examples.py")
+QUICK = [
+    "-m",
+    "not thorough and not campaign",
+    *(f"--ignore=tests/{name}" for name in (*SEARCHES, *SHOWN, "test_docs.py")),
+]
 # Besides, without what hardly depends on a version or on another library, and of the pools nothing but the table of
 # outcomes: for all versions but the oldest.
 NARROW = [
     *QUICK,
-    *(f"--ignore=tests/{name}" for name in ("cli", "config", "examples", "rules")),
+    *(f"--ignore=tests/{name}" for name in ("cli", "config", "rules")),
     "--ignore-glob=tests/pools/test_[!o]*",
 ]
+# On asyncio and trio alone, where all other event loops have been tried already.
+PLAIN = "--plain-loops"
 EXTRAS = ".[cli,testing,trio]"
 COVERAGE_FLOOR = 95
 
@@ -152,7 +160,7 @@ def lowest(session: nox.Session) -> None:
     session.run("uv", "pip", "install", "--quiet", "--resolution=lowest-direct", "-e", EXTRAS)
     session.run("uv", "pip", "install", "--quiet", *group("test"))
     session.run("uv", "pip", "list", "--quiet")
-    session.run("python", "-m", "pytest", "-n", "2", *NARROW, *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", PLAIN, *NARROW, *session.posargs)
 
 
 @nox.session(python=BASE)
@@ -160,7 +168,7 @@ def coverage(session: nox.Session) -> None:
     """Run the tests and measure their branch coverage: 95% of the package, all of its rules."""
     install(session, "test")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-n", "2", *QUICK, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-n", "2", PLAIN, *QUICK, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", f"--fail-under={COVERAGE_FLOOR}")
     session.run("coverage", "report", "--include=agentcore/_rules/*", "--fail-under=100")
@@ -187,7 +195,7 @@ def docs(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Run each example as a user does, on both backends."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "tests/test_examples.py", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *(f"tests/{name}" for name in SHOWN), *session.posargs)
 
 
 @nox.session(python=BASE)

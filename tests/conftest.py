@@ -1,8 +1,10 @@
 """The event loops that every asynchronous test runs on, and no real sleep in any of them.
 
 A test module says `pytestmark = pytest.mark.anyio`; each of its `async def` tests then runs once
-for each loop below. Two of them exist because they find what the plain loop hides: eager tasks run
-the first step of a task inside the call that starts it, and uvloop is what many servers run on.
+for each loop below. Some of them exist because they find what the plain loop hides: debug mode fails
+a call into the loop from a foreign thread instead of losing its wake-up, eager tasks run the first step
+of a task inside the call that starts it, and uvloop is what many servers run on. With `--plain-loops`
+there are but the two that every program has, where the others have been run already.
 """
 
 import asyncio
@@ -24,15 +26,30 @@ WATCHES = {"watch"}
 Backend = tuple[str, dict[str, Any]]
 
 
-def _loops() -> list[Any]:
-    # Debug mode fails a call into the loop from a foreign thread instead of losing its wake-up.
-    loops = [pytest.param(("asyncio", {"debug": True}), id="asyncio")]
+def _loops() -> dict[str, Backend]:
+    loops: dict[str, Backend] = {"asyncio": ("asyncio", {"debug": True})}
     if sys.version_info >= (3, 12):
-        loops.append(pytest.param(("asyncio", {"loop_factory": _eager_loop}), id="asyncio-eager"))
+        loops["asyncio-eager"] = ("asyncio", {"loop_factory": _eager_loop})
     if importlib.util.find_spec("uvloop"):
-        loops.append(pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
-    loops.append(pytest.param(("trio", {}), id="trio"))
+        loops["uvloop"] = ("asyncio", {"use_uvloop": True})
+    loops["trio"] = ("trio", {})
     return loops
+
+
+PLAIN: dict[str, Backend] = {"asyncio": ("asyncio", {}), "trio": ("trio", {})}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what says on how many loops the tests run."""
+    parser.addoption("--plain-loops", action="store_true", help="run on asyncio and trio as they are, and on no others")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have each asynchronous test run on each loop."""
+    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "anyio_backend" in metafunc.fixturenames and "anyio_backend" not in chosen:
+        loops = PLAIN if metafunc.config.getoption("--plain-loops") else _loops()
+        metafunc.parametrize("anyio_backend", list(loops.values()), ids=list(loops), indirect=True)
 
 
 def _eager_loop() -> asyncio.AbstractEventLoop:
@@ -41,7 +58,7 @@ def _eager_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-@pytest.fixture(params=_loops())
+@pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> Backend:
     """One event loop, as AnyIO's pytest plugin wants it: a name and its options."""
     backend: Backend = request.param

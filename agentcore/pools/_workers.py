@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, final
+from typing import Any, cast, final
 
 import anyio
 
@@ -245,8 +245,8 @@ class WorkingPool(SettlingPool):
     def _attempt(self, worker: Worker, job: Job) -> tuple[Any, BaseException | None]:
         run = self._run if job.hand_off is None else job.hand_off.wrap(self._run)
         try:
-            outcome: tuple[Any, BaseException | None] = run(worker, job)
-            return outcome
+            # Not kept here: the traceback of what was raised leads to this frame.
+            return cast(tuple[Any, BaseException | None], run(worker, job))
         except BaseException as error:  # noqa: ASYNC103, BLE001 - a defect; but a worker never ends, and its caller is told
             return None, error  # noqa: ASYNC104 - told elsewhere
 

@@ -28,6 +28,9 @@ from agentcore import (
     get_worker_pool,
     shutdown_all_worker_pools,
 )
+from tests.pools.thread_helpers import until
+
+pytestmark = pytest.mark.thorough
 
 MANY = 100_000
 MILLION = 1_000_000
@@ -291,8 +294,8 @@ def test_loops_one_after_the_other(backend: str, use: Callable[[], Awaitable[Non
     before, threads, memory = alive(), threading.active_count(), blocks()
     for _ in range(LOOPS):
         anyio.run(use, backend=backend)
-    assert Counter() == alive() - before
-    assert threads == threading.active_count()
+    # The threads of what was left behind end after their event loop, by themselves.
+    until(lambda: threading.active_count() <= threads and alive() <= before)
     assert blocks() < memory + SPARE
 
 

@@ -37,6 +37,8 @@ from agentcore.testing._simulation import Backend
 from tests.runtime.lives import Worker, both_kinds, living
 from tests.runtime.parts import echo, fail, hang
 
+pytestmark = pytest.mark.thorough
+
 WARM_UP = 550  # rounds in which everything that is kept by design fills up: 50 tasks, 100 failures, 1,024 events
 ROUNDS = 300
 MANY = 5_000
@@ -190,7 +192,6 @@ def test_what_a_runtime_keeps_does_not_grow_with_what_it_has_done(kind: str, hos
     assert objects.total() < OBJECTS, objects.most_common(5)
 
 
-@pytest.mark.thorough
 @pytest.mark.usefixtures("quiet")
 @backends
 @pytest.mark.parametrize(("kind", "hosted"), [("run", False), ("submit", True)])
