@@ -165,11 +165,12 @@ def own_error(error: BaseException, job: Job, pool: str) -> BaseException:
 class JobQueue:
     """Four queues, of which the most urgent that has something goes first. Whoever uses it has the lock of the pool."""
 
-    __slots__ = ("_bands", "_dead", "_live")
+    __slots__ = ("_bands", "_dead", "_live", "_urgent_first")
 
     def __init__(self) -> None:
-        # By priority; CRITICAL is looked at first.
+        # By priority.
         self._bands: tuple[deque[Job], ...] = tuple(deque() for _ in TaskPriority)
+        self._urgent_first = self._bands[::-1]
         self._live = self._dead = 0
 
     def __len__(self) -> int:
@@ -182,7 +183,7 @@ class JobQueue:
 
     def pop(self) -> Job | None:
         """Take out the job that comes next; None if there is none."""
-        for band in reversed(self._bands):
+        for band in self._urgent_first:
             while band:
                 job = band.popleft()
                 if job.state is QUEUED:
@@ -209,7 +210,7 @@ class JobQueue:
 
     def take_all(self) -> list[Job]:
         """Return everything in it, the most urgent first, to be settled and discarded."""
-        return [job for band in reversed(self._bands) for job in band if job.state is QUEUED]
+        return [job for band in self._urgent_first for job in band if job.state is QUEUED]
 
 
 @final

@@ -66,6 +66,7 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
         own = self.config
         assert isinstance(own, ProcessWorkerPoolConfig)  # `config_type` makes it  # noqa: S101
         self._own: Final = own
+        self._max_jobs = own.max_jobs_per_worker
         self._failed_starts = 0
         # What it brings back of a class of the main module says that it is of `__mp_main__`, as with multiprocessing.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
@@ -201,10 +202,6 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
 
     def _is_free_soon(self, worker: Worker) -> bool:
         return True
-
-    @property
-    def _max_jobs(self) -> int | None:
-        return self._own.max_jobs_per_worker
 
 
 _ANSWERS: Final = frozenset((_child.RESULT, _child.ERROR, _child.PARTS, _child.TEXT))

@@ -79,6 +79,9 @@ class SettlingPool(BaseWorkerPool):
         self._counts = Counts()
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []  # the one that became idle last is called first, so that others can expire
+        self._called: Worker | None = None  # from there, and has not come yet
+        self._is_limited = self.config.task_timeout is not None
+        self._max_jobs: int | None = None  # that a worker runs in its life
         self._abandoned = self._replaced = self._numbers = 0
         self._manager: Manager | None = None
         self._cause: BaseException | None = None  # of its being broken
@@ -134,7 +137,7 @@ class SettlingPool(BaseWorkerPool):
     # Outcomes. Each is decided under the lock and told without it.
 
     def _settle_done(
-        self, worker: Worker, job: Job, value: Any, error: BaseException | None
+        self, worker: Worker, job: Job, value: Any, error: BaseException | None, now: float
     ) -> Sequence[Callable[[], object]]:
         """Settle a job that has come to its end, unless that was done before; returns who waits for the last one."""
         worker.job = None
@@ -151,7 +154,7 @@ class SettlingPool(BaseWorkerPool):
             self._counts.cancelled += 1
         else:
             self._counts.failed += 1
-        self._counts.end(_interop.clock() - job.started)
+        self._counts.end(now - job.started)
         job.state = SETTLED
         if job.deadline is not None:
             job.release()  # the manager still has it

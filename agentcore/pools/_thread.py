@@ -41,6 +41,7 @@ class ThreadWorkerPool(WorkerCalls, WorkerOwningPool):
         own = self.config
         assert isinstance(own, ThreadWorkerPoolConfig)  # `config_type` makes it  # noqa: S101
         self._own: Final = own
+        self._max_jobs = own.max_jobs_per_worker
 
     def _open(self, worker: Worker) -> None:
         if self._own.initializer is not None:
@@ -77,10 +78,6 @@ class ThreadWorkerPool(WorkerCalls, WorkerOwningPool):
     @property
     def _max_abandoned(self) -> int:
         return self._size if self._own.max_abandoned is None else self._own.max_abandoned
-
-    @property
-    def _max_jobs(self) -> int | None:
-        return self._own.max_jobs_per_worker
 
 
 def check_cancelled() -> None:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, cast, final
+from typing import Any, Final, final
 
 import anyio
 
@@ -42,6 +42,9 @@ from agentcore.pools._records import DEFAULT_OPTIONS, JobOptions
 from agentcore.pools._settling import SettlingPool, Worker
 from agentcore.pools._waits import waiting_for
 
+# What a job ends with when its caller is cancelled, among others: that cancellation goes first.
+_OF_THE_CALLER: Final = (JobCancelledError, WorkerPoolClosedError)
+
 
 class WorkingPool(SettlingPool):
     """A pool whose workers are threads of its own, whatever they do: from the queue to the outcome of a job."""
@@ -57,11 +60,6 @@ class WorkingPool(SettlingPool):
 
     def _close(self, worker: Worker) -> None:
         """Do what is to be done after the last job."""
-
-    @property
-    def _max_jobs(self) -> int | None:
-        """How many jobs a worker runs in its life."""
-        return None
 
     # Jobs on their way in.
 
@@ -114,8 +112,8 @@ class WorkingPool(SettlingPool):
                 await waiter.wait(may_leave)
             else:
                 await self._wait_in_worker(job, waiter, may_leave)
-        if isinstance(job.error, JobCancelledError | WorkerPoolClosedError):
-            await room.checkpoint_if_cancelled()  # for a caller who is cancelled himself
+        if isinstance(job.error, _OF_THE_CALLER):
+            await room.checkpoint_if_cancelled()
         return job.give()
 
     async def _wait_in_worker(self, job: Job, waiter: Waiter, may_leave: Callable[[], bool]) -> None:
@@ -154,7 +152,7 @@ class WorkingPool(SettlingPool):
             if must_fit and len(self._queue) >= self.config.max_queue_size:
                 self._counts.rejected += 1
                 raise self._full_error()
-            if job.deadline is not None or self.config.task_timeout is not None:
+            if job.deadline is not None or self._is_limited:
                 self._watch(job)
             self._queue.push(job)
             if job.hand_off is not None and self._are_all_busy():
@@ -169,9 +167,15 @@ class WorkingPool(SettlingPool):
         return len(workers) >= self._size and all(worker.job is not None for worker in workers)
 
     def _call_worker(self) -> Worker | None:
-        """Have an idle worker look into the queue; if there is none, return a new one to be started, or None if all are busy."""
+        """Have an idle worker look into the queue; if there is none, return a new one to be started, or None if all are busy.
+
+        One that has been called calls the next one itself when it has come: whoever submits many jobs wakes up one thread.
+        """
+        if self._called is not None:
+            return None
         if self._idle:
-            self._idle.pop().gate.release()
+            self._called = self._idle.pop()
+            self._called.gate.release()
             return None
         if len(self._workers) - self._replaced < self._size:
             self._numbers += 1
@@ -236,26 +240,23 @@ class WorkingPool(SettlingPool):
                     job = self._wait_for_job(worker)
                     if job is None:
                         return
-                value, raised = self._attempt(worker, job)
+                try:
+                    run = self._run if job.hand_off is None else job.hand_off.wrap(self._run)
+                    value, raised = run(worker, job)
+                except BaseException as error:  # noqa: ASYNC103, BLE001 - a defect; but a worker never ends, and its caller is told
+                    value, raised = None, error
                 job = self._turn(worker, job, value, raised)
                 del value, raised  # a worker that waits keeps nothing
         finally:
             self._close(worker)
 
-    def _attempt(self, worker: Worker, job: Job) -> tuple[Any, BaseException | None]:
-        run = self._run if job.hand_off is None else job.hand_off.wrap(self._run)
-        try:
-            # Not kept here: the traceback of what was raised leads to this frame.
-            return cast(tuple[Any, BaseException | None], run(worker, job))
-        except BaseException as error:  # noqa: ASYNC103, BLE001 - a defect; but a worker never ends, and its caller is told
-            return None, error  # noqa: ASYNC104 - told elsewhere
-
     def _turn(self, worker: Worker, done: Job, value: Any, error: BaseException | None) -> Job | None:
         """Settle the job that a worker has done, and return the next one; None if there is none now."""
+        now = _interop.clock()
         with self._lock:
-            calm = self._settle_done(worker, done, value, error)
+            calm = self._settle_done(worker, done, value, error, now)
             listener, done.listener = done.listener, None
-            job, new = self._next(worker)
+            job, new = self._next(worker, now)
         if self._late:
             self._tell_late()
         # Those first who wait for the end of everything: in a simulation nothing may be missed by then.
@@ -271,7 +272,7 @@ class WorkingPool(SettlingPool):
         """Return the next job as soon as there is one; None if the worker is to end."""
         with self._lock:
             # Otherwise it has looked already, and waits in line, or was called from there meanwhile.
-            job, new = (None, None) if worker.is_waiting else self._next(worker)
+            job, new = (None, None) if worker.is_waiting else self._come(worker)
         while job is None:
             if new is not None:
                 self._start(new)
@@ -288,10 +289,21 @@ class WorkingPool(SettlingPool):
                 if not is_called:
                     worker.gate.acquire()  # it was called at the very last moment
                 worker.is_waiting = False
-                job, new = self._next(worker)
+                job, new = self._come(worker)
+        if new is not None:
+            self._start(new)
         if self._late:
             self._tell_late()
         return job
+
+    def _come(self, worker: Worker) -> tuple[Job | None, Worker | None]:
+        """Take a job, as `_next` does, and have another worker come for the one behind it."""
+        if self._called is worker:
+            self._called = None
+        job, new = self._next(worker, _interop.clock())
+        if job is not None and self._queue:
+            new = self._call_worker()
+        return job, new
 
     def _tell_late(self) -> None:
         """Tell of the jobs that were too late when their turn came."""
@@ -299,7 +311,7 @@ class WorkingPool(SettlingPool):
             late, self._late = self._late, []
         Told.all(late).tell()
 
-    def _next(self, worker: Worker) -> tuple[Job | None, Worker | None]:
+    def _next(self, worker: Worker, now: float) -> tuple[Job | None, Worker | None]:
         """Take a job, or wait in line, or leave. Under the lock; returns the job, and a worker that is to be started."""
         if worker not in self._workers:
             return None, None
@@ -309,7 +321,6 @@ class WorkingPool(SettlingPool):
         if worker.is_replaced or is_spent:
             self._leave(worker)
             return None, self._call_worker() if self._queue else None
-        now = _interop.clock()
         while (job := self._queue.pop()) is not None and job.deadline is not None and job.deadline <= now:
             self._counts.timed_out += 1
             self._queue.undo_pop()
