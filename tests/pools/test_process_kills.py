@@ -157,7 +157,7 @@ async def test_job_that_no_worker_begins_is_given_up() -> None:
 
 async def test_stopped_worker_is_killed_by_the_timeout(lines: Lines) -> None:
     """It hears of nothing else."""
-    async with ProcessWorkerPool("stopped", ProcessWorkerPoolConfig(workers=1, task_timeout=0.5)) as pool:
+    async with ProcessWorkerPool("stopped", ProcessWorkerPoolConfig(workers=1, task_timeout=2.0)) as pool:
         future = pool.submit(jobs.meet, *lines.paths)
         stopped = int(await lines.begun.heard())
         with watched(stopped) as worker:
