@@ -150,6 +150,8 @@ def tests(session: nox.Session) -> None:
     """Run the tests, two at a time: on the oldest version all of them, on the others what may depend on the version."""
     install(session, "test", *(["hosts"] if session.python == OLDEST else []))
     chosen = [] if session.python == OLDEST else NARROW
+    if session.python == PYTHONS[-1]:
+        chosen = [PLAIN, *chosen]
     session.run("python", "-m", "pytest", "-n", "2", *chosen, *session.posargs)
 
 

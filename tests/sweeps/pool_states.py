@@ -140,8 +140,10 @@ class Jobs:
             is_cancelled = note.future is not None and note.future.cancelled()
             if note.future is not None:
                 assert note.future.done()
-                assert is_cancelled == (note.begun == 0)
-                is_cancelled or note.future.exception()  # nobody else may have looked
+                error = None if is_cancelled else note.future.exception()  # nobody else may have looked
+                # Not begun: it was taken back, or was still in the queue when the pool was shut down.
+                assert is_cancelled <= (note.begun == 0)
+                assert (note.begun == 0) <= (is_cancelled or isinstance(error, WorkerPoolClosedError))
             if note.pool is not None and note.pool.state == "open":
                 assert note.begun == (0 if is_cancelled else 1), note
         assert Counter() == +self.now
@@ -255,7 +257,7 @@ class Pools:
             await anyio.sleep(LONG)
             metrics = [pool.metrics for pool in self.pools]
             busy = sum(one.queued + one.running + one.abandoned for one in metrics)
-            ending = sum(one.workers for one, pool in zip(metrics, self.pools, strict=True) if pool.state == "draining")
+            ending = sum(one.workers for one, pool in zip(metrics, self.pools, strict=True) if pool.state != "open")
             if busy + ending == 0:
                 return
             await anyio.to_thread.run_sync(time.sleep, 0.002)

@@ -26,7 +26,8 @@ from tests.sweeps.scenarios import Boom, Runtime, Scenario, State, hosted
 
 RUNS = 20
 MINUTE = 60.0
-SCHEDULES = (FIFO, "walk/1", "rare/2")
+SCHEDULES = (FIFO, "walk/1")
+FURTHER_SCHEDULES = ("walk/2", "rare/2")
 
 # Of each kind of call that a runtime has, one that is swept on every version.
 QUICK = (
@@ -66,13 +67,24 @@ without_life = _fewer(lambda name, scenario: name.endswith("_hosted") or "of_lif
 @without_hosted
 def test_cancelled_everywhere(scenario: Scenario, backend: Backend) -> None:
     """However it is cut short, nothing is held, nothing runs, everything has ended once, and the next call works."""
+    _cancel_everywhere(scenario, backend, SCHEDULES)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("scenario", TABLE.values(), ids=list(TABLE))
+def test_cancelled_everywhere_in_further_orders(scenario: Scenario, backend: Backend) -> None:
+    """The same, whoever goes next."""
+    _cancel_everywhere(scenario, backend, FURTHER_SCHEDULES)
+
+
+def _cancel_everywhere(scenario: Scenario, backend: Backend, orders: tuple[str | Schedule, ...]) -> None:
     cancel_everywhere(
         scenario.act,
         build=scenario.build,
         check=check,
         modes=("block", "wake", "native"),
         backends=(backend,),
-        schedules=SCHEDULES,
+        schedules=orders,
         allow=scenario.allow,
         strict=scenario.strict,
         within=scenario.within,
