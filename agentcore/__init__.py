@@ -98,7 +98,7 @@ from agentcore.pools._future import PoolFuture
 from agentcore.pools._jobs import propagated
 from agentcore.pools._loop_calls import LoopPoolView
 from agentcore.pools._named import AnyWorkerPool, WorkerPools
-from agentcore.pools._process import ProcessWorkerPool, RemoteTraceback
+from agentcore.pools._process import ProcessWorkerPool
 from agentcore.pools._queue import QueueWorkerPool
 from agentcore.pools._records import (
     AnyWorkerPoolConfig,
@@ -113,6 +113,7 @@ from agentcore.pools._records import (
     WorkerPoolType,
 )
 from agentcore.pools._thread import ThreadWorkerPool, check_cancelled
+from agentcore.pools._worker_process import RemoteTraceback
 
 __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     # runtime

@@ -49,6 +49,7 @@ class Job:
         function, args, kwargs: the call; None and empty when it has ended.
         context: the variables that it runs with.
         priority: which band of the queue it waits in.
+        content: the call as it is sent to a process, if it is pickled already; or what that has raised.
         listener: who is told.
         state: where it is.
         value: what it returned.
@@ -78,6 +79,7 @@ class Job:
     hand_off: _interop.HandOff | None = None
     awaits: Mapping[Job, Any] = MappingProxyType({})
     listener: Listener | None = None
+    content: list[bytes] | Exception | None = None
 
     def __init__(  # noqa: PLR0917 - made in a few places, on a hot path
         self,
@@ -108,7 +110,7 @@ class Job:
     def release(self) -> None:
         """Let go of the call, which has ended: whoever keeps the outcome must not keep its arguments."""
         self.name = name_of(self.function)
-        self.function = self.context = self.worker = None
+        self.function = self.context = self.worker = self.content = None
         self.args, self.kwargs = (), {}
 
     def give(self) -> Any:

@@ -6,7 +6,7 @@ import abc
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from agentcore import _interop
 from agentcore.errors import (
@@ -21,6 +21,16 @@ from agentcore.pools._base import BaseWorkerPool
 from agentcore.pools._jobs import QUEUED, RUNNING, SETTLED, Job, JobQueue, Told
 from agentcore.pools._manager import Manager
 from agentcore.pools._records import Counts, JobInfo, WorkerPoolMetrics
+
+
+class Gate(Protocol):
+    """Where a worker waits until it is called: a lock, or what is like one."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Wait for a call and take it."""
+
+    def release(self) -> None:
+        """Call, once."""
 
 
 @final
@@ -61,10 +71,15 @@ class Worker:
         self.is_replaced = self.is_starting = self.is_waiting = False
         self.thread: threading.Thread | None = None
         self.ident: int | None = None
-        # Locked while there is nothing to do.
-        self.gate = threading.Lock()
-        self.gate.acquire()
+        self.gate: Gate = closed_gate()
         self.child: Any = None  # of the kinds that need one
+
+
+def closed_gate() -> Gate:
+    """Return a lock, which is locked while there is nothing to do."""
+    gate = threading.Lock()
+    gate.acquire()
+    return gate
 
 
 class SettlingPool(BaseWorkerPool):

@@ -61,6 +61,10 @@ class WorkingPool(SettlingPool):
     def _close(self, worker: Worker) -> None:
         """Do what is to be done after the last job."""
 
+    def _sleep(self, worker: Worker) -> bool:
+        """Wait until a worker is called at its gate; False if that has not come so far, whatever has ended the wait."""
+        return worker.gate.acquire(timeout=_patience(self.config.idle_timeout))
+
     # Jobs on their way in.
 
     def _make(
@@ -280,16 +284,18 @@ class WorkingPool(SettlingPool):
                 self._tell_late()
             if worker not in self._workers:
                 return None
-            is_called = worker.gate.acquire(timeout=_patience(self.config.idle_timeout))
+            is_called = self._sleep(worker)
             with self._lock:
                 if not is_called and worker in self._idle:
                     self._idle.remove(worker)
                     self._leave(worker)
                     return None
-                if not is_called:
-                    worker.gate.acquire()  # it was called at the very last moment
                 worker.is_waiting = False
-                job, new = self._come(worker)
+                job, new = worker.job, None  # which it may have been given without a call
+                if job is None:
+                    if not is_called:
+                        worker.gate.acquire()  # it was called at the very last moment
+                    job, new = self._come(worker)
         if new is not None:
             self._start(new)
         if self._late:
@@ -334,14 +340,18 @@ class WorkingPool(SettlingPool):
             return None, None
         if job.hand_off is not None:
             job.hand_off.resume()
+        self._begin(worker, job, now)
+        if self._waiting_for_space:
+            self._space.notify()
+        return job, None
+
+    def _begin(self, worker: Worker, job: Job, now: float) -> None:
+        """Note that a worker has a job from now on. Under the lock."""
         job.state = RUNNING
         job.started = now
         job.worker = worker
         worker.job = job
         self._counts.begin(now - job.submitted)
-        if self._waiting_for_space:
-            self._space.notify()
-        return job, None
 
     def _leave(self, worker: Worker) -> None:
         """Have a worker be none any more. Under the lock, in its thread."""

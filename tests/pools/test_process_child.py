@@ -19,7 +19,7 @@ import pytest
 
 from agentcore import RemoteTraceback, WorkerPoolError
 from agentcore.pools import _child
-from agentcore.pools._process import decode_error
+from agentcore.pools._worker_process import decode_error
 from tests.pools import process_jobs as jobs
 from tests.pools.process_lines import LIMIT
 
