@@ -106,8 +106,8 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
                 return False
             worker = self._idle.pop()
             self._begin(worker, job, now)
-            # With the lock, lest the child goes meanwhile and with it the line. What lies in wait for nothing else is
-            # taken at once.
+            # With the lock, lest the child goes meanwhile and its descriptor becomes somebody else's. It never waits: nothing
+            # else is on the line of a child that has nothing to do, and so much fits in.
             worker.child.give(content)
         return True
 
