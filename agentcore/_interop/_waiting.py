@@ -48,13 +48,14 @@ class WaitingRoom(abc.ABC):
     """Where the tasks of one event loop wait for what other threads do. Of many that are called only the first wakes up the loop.
 
     A lock guards the flag and the list: without the global lock of the interpreter each thread could see the other's old one.
+    It is reentrant, for the collector of garbage may run anything at any place.
     """
 
     def __init__(self) -> None:
         self._post = wake_up_function()
         # The backend's own, found once: finding it takes as long as the check.
         self.checkpoint_if_cancelled: Final = current_token().backend_class.checkpoint_if_cancelled
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._called: list[Waiter] = []
         self._is_posted = False
         # Where someone else orders what comes from threads, each has to come by itself.

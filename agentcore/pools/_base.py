@@ -13,9 +13,10 @@ import attrs
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from agentcore import _interop
+from agentcore._context import current_pool_job
 from agentcore._host import Host
 from agentcore._layer import check_callable, check_name
-from agentcore._rules.backoff import check_number, show
+from agentcore._rules.backoff import show
 from agentcore._rules.task_states import TaskPriority
 from agentcore.errors import (
     ConfigurationError,
@@ -24,7 +25,7 @@ from agentcore.errors import (
     WorkerPoolDeadlockError,
     WorkerTimeoutError,
 )
-from agentcore.pools._jobs import name_of
+from agentcore.pools._jobs import current_worker, name_of
 from agentcore.pools._records import (
     DEFAULT_OPTIONS,
     JobInfo,
@@ -33,6 +34,7 @@ from agentcore.pools._records import (
     WorkerPoolMetrics,
     WorkerPoolReport,
     WorkerPoolType,
+    check_seconds,
 )
 
 R = TypeVar("R")
@@ -279,10 +281,6 @@ class Calls:
         return JobResults(self._pool, self._options, func, items, timeout)
 
 
-_OF_ALL: Final = (WorkerPoolClosedError, WorkerPoolBrokenError, WorkerPoolDeadlockError)
-"""What is told of the pool, and not of a single job."""
-
-
 @final
 class JobResults(Generic[T]):
     """A block in which a function is called with each of many items; `Calls.as_completed` makes it."""
@@ -358,11 +356,18 @@ class JobResults(Generic[T]):
                 except BaseException as raised:  # noqa: ASYNC103 - a cancellation goes on
                     if _interop.split_cancellation(raised)[0]:
                         raise
-                    if isinstance(raised, _OF_ALL) or not isinstance(raised, Exception):
+                    if not isinstance(raised, Exception) or self._is_of_all(raised):
                         self._fail(raised)
                         return  # noqa: ASYNC104 - told elsewhere
                     error = raised
                 await send.send(JobResult(index=index, item=item, value=value, error=error))
+
+    def _is_of_all(self, error: BaseException) -> bool:
+        """Tell whether an error is one of this call, and not of a single job, which may have used another pool."""
+        if isinstance(error, WorkerPoolClosedError | WorkerPoolBrokenError):
+            return self._pool.state != "open"
+        is_in_job = current_worker() is not None or current_pool_job.get() is not None
+        return is_in_job and isinstance(error, WorkerPoolDeadlockError)
 
     def _draw(self) -> tuple[int, T] | None:
         """Return the next item with its index; None if there is none, or none that has to be answered."""
@@ -395,10 +400,9 @@ class JobResults(Generic[T]):
 
 
 def check_timeout(timeout: object) -> None:
-    """Accept None and finite numbers of seconds, 0 or more.
+    """Accept None and numbers of seconds, 0 or more, that can be waited for.
 
     Raises:
         ConfigurationError: it is something else.
     """
-    if timeout is not None:
-        check_number("a worker pool", "timeout", timeout, "use None for no limit", unit="seconds")
+    check_seconds("timeout", timeout)

@@ -158,7 +158,10 @@ class _Map:
                 if left is None:
                     self._slots.append(self._pool._send(self._func, (item,), {}, self._options))
                 elif left > 0:
-                    options = attrs.evolve(self._options, timeout=min(left, self._options.timeout or left))
+                    options = attrs.evolve(
+                        self._options,
+                        timeout=min(left, left if self._options.timeout is None else self._options.timeout),
+                    )
                     self._slots.append(self._pool._send(self._func, (item,), {}, options))
                 elif isinstance(items, Sized):
                     self._slots.append(self._too_late())

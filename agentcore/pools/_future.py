@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, Final, Protocol, TypeVar, final
 
 import anyio.lowlevel
 
@@ -13,6 +15,8 @@ from agentcore.pools._jobs import RUNNING, Job
 from agentcore.pools._waits import Crew, waiting_for, waiting_in_worker
 
 T = TypeVar("T")
+
+_logger: Final = logging.getLogger("agentcore.pools")
 
 
 class Keeper(Crew, Protocol):
@@ -103,13 +107,18 @@ class PoolFuture(Future[T]):
 
     def job_ended(self, job: Job) -> None:
         """Take the outcome of the job."""
-        if job.is_cancelled:
-            super().cancel()
-            self.set_running_or_notify_cancel()
-        elif job.error is not None:
-            self.set_exception(job.error)
-        else:
-            self.set_result(job.value)
+        try:
+            if job.is_cancelled:
+                super().cancel()
+                self.set_running_or_notify_cancel()
+            elif job.error is not None:
+                self.set_exception(job.error)
+            else:
+                self.set_result(job.value)
+        except BaseException as error:  # noqa: ASYNC103 - of a callback that exits, say: the thread has other jobs
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
+            _logger.critical("a callback of job %s failed", job.describe(), exc_info=True)
         job.value = job.error = None
         if self._when_told is not None:
             self._when_told()

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar, final
 
@@ -140,11 +141,15 @@ class Job:
 
 def name_of(function: object) -> str:
     """Return what a function is called."""
-    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
-    if isinstance(name, str):
-        return name
-    inner = getattr(function, "func", None)  # of a partial
-    return type(function).__qualname__ if inner is None else name_of(inner)
+    try:
+        name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+        if isinstance(name, str):
+            return name
+        if isinstance(function, partial):
+            return name_of(function.func)
+    except Exception:  # noqa: BLE001 - of a proxy, for instance, of what is not there now: a name is never worth an error
+        return type(function).__qualname__
+    return type(function).__qualname__
 
 
 def own_error(error: BaseException, job: Job, pool: str) -> BaseException:
@@ -205,14 +210,16 @@ class JobQueue:
         self._dead += 1
         if self._dead > 64 + self._live:
             for band in self._bands:
-                kept = [job for job in band if job.state is QUEUED]
-                band.clear()
-                band.extend(kept)
-            self._dead = 0
+                for _ in range(len(band)):  # in place: the collector of garbage may push a job meanwhile
+                    job = band.popleft()
+                    if job.state is QUEUED:
+                        band.append(job)
+                    else:
+                        self._dead -= 1
 
     def take_all(self) -> list[Job]:
         """Return everything in it, the most urgent first, to be settled and discarded."""
-        return [job for band in self._urgent_first for job in band if job.state is QUEUED]
+        return [job for band in self._urgent_first for job in tuple(band) if job.state is QUEUED]
 
 
 @final

@@ -98,7 +98,7 @@ class WorkerOwningPool(WorkingPool):
     def _interrupt_all(self) -> None:
         """Try to end what runs."""
         with self._lock:
-            for worker in self._workers:
+            for worker in tuple(self._workers):
                 if worker.job is not None and worker.job.state is RUNNING:
                     self._interrupt(worker, worker.job)
 
@@ -210,11 +210,11 @@ class WorkerOwningPool(WorkingPool):
         self._give_up(lambda worker: worker.job is not None and not self._is_free_soon(worker))
         with self._lock:
             threads = [*self._leaving, *(worker.thread for worker in self._workers if not worker.is_replaced)]
+        # Those that hang before their first job, in the initializer, are told by the time alone.
+        end = None if limit is None else max(began + limit, _interop.monotonic() + MOMENT)
         for thread in threads:
             if thread is not None and thread is not threading.current_thread():
-                # Those that hang before their first job, in the initializer, are told by the time alone.
-                left = None if limit is None else max(MOMENT, began + limit - _interop.monotonic())
-                thread.join(left)
+                thread.join(None if end is None else max(0.0, end - _interop.monotonic()))
         if limit is not None:
             self._give_up(lambda worker: worker.thread in threads)
         if self._manager is not None:
@@ -223,7 +223,7 @@ class WorkerOwningPool(WorkingPool):
     def _give_up(self, which: Callable[[Worker], bool]) -> None:
         """Count workers as gone that are not."""
         with self._lock:
-            for worker in self._workers:
+            for worker in tuple(self._workers):
                 if not worker.is_replaced and which(worker):
                     worker.is_replaced = True
                     self._replaced += 1

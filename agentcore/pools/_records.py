@@ -63,14 +63,37 @@ def _check_least(_: object, field: "attrs.Attribute[Any]", value: object) -> Non
         check_number("a worker pool", field.name, value, "use a whole number", whole=True)
 
 
+LONGEST: Final = 1e9
+"""Seconds, about 32 years: what every lock, clock and event loop can wait for."""
+
+
+def check_seconds(name: str, value: object, *, above: bool = False) -> None:
+    """Accept None and numbers of seconds, 0 or more, that can be waited for.
+
+    Args:
+        name: what it is called in the message.
+        value: what was given.
+        above: whether 0 is refused.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if value is None:
+        return
+    check_number("a worker pool", name, value, "use None for no limit", above=above, unit="seconds")
+    if isinstance(value, int | float) and value > LONGEST:
+        raise ConfigurationError(
+            f"{name} of a worker pool must be at most {LONGEST:g} seconds: got {show(value)}; use None for no limit",
+            {"name": name, "value": value},
+        )
+
+
 def _check_seconds(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    if value is not None:
-        check_number("a worker pool", field.name, value, "use None for no limit", unit="seconds")
+    check_seconds(field.name, value)
 
 
 def _check_positive(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    if value is not None:
-        check_number("a worker pool", field.name, value, "use None for no limit", above=True, unit="seconds")
+    check_seconds(field.name, value, above=True)
 
 
 def _check_function(_: object, field: "attrs.Attribute[Any]", value: object) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, final
 
 from agentcore import _interop
+from agentcore._rules.backoff import show
 from agentcore.errors import (
     JobCancelledError,
     WorkerCrashedError,
@@ -142,7 +143,7 @@ class SettlingPool(BaseWorkerPool):
         now = _interop.clock()
         with self._lock:
             jobs = sorted(
-                (worker.job for worker in self._workers if worker.job is not None), key=lambda job: job.started
+                (worker.job for worker in tuple(self._workers) if worker.job is not None), key=lambda job: job.started
             )
             return tuple(
                 JobInfo(function=job.describe(), seconds=now - job.started, abandoned=job.state is SETTLED)
@@ -273,7 +274,7 @@ class SettlingPool(BaseWorkerPool):
             return None
         now = _interop.SYSTEM.monotonic()
         with self._lock:
-            busy = [worker.job for worker in self._workers if worker.job is not None and not worker.is_starting]
+            busy = [worker.job for worker in tuple(self._workers) if worker.job is not None and not worker.is_starting]
             jobs = [job for job in busy if job.state is RUNNING]
         for job in jobs:
             if now - job.started >= limit:
@@ -285,8 +286,10 @@ class SettlingPool(BaseWorkerPool):
         with self._lock:
             if self._state in ("closed", "broken"):
                 return
-            self._state, self._cause = "broken", error
-            told = Told.all(self._settle_queued(job, self._broken_error()) for job in self._queue.take_all())
+            self._cause = error
+            if self._state == "open":  # else it ends anyway
+                self._state = "broken"
+            told = Told.all([self._settle_queued(job, self._broken_error()) for job in self._queue.take_all()])
             self._counts.failed += len(told.listeners)
             self._dismiss_idle()
             self._space.notify_all()
@@ -298,7 +301,7 @@ class SettlingPool(BaseWorkerPool):
 
     def _broken_error(self) -> WorkerPoolBrokenError:
         error = self._broken_class()(
-            f"workers of pool {self.name!r} cannot be started, so it takes no jobs any more: got {self._cause!r}; "
+            f"workers of pool {self.name!r} cannot be started, so it takes no jobs any more: got {show(self._cause)}; "
             "mend that, and get another pool, whose name may be the same",
             {"pool": self.name},
         )

@@ -8,10 +8,13 @@ without one are looked at, and only when one begins: whoever closes the circle g
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, Protocol, TypeAlias
+
+import anyio
 
 from agentcore.errors import WorkerPoolDeadlockError
 from agentcore.pools._jobs import QUEUED, RUNNING, Job, current_worker
@@ -66,8 +69,13 @@ def waiting_for(wanted: _Wanted, what: str) -> Generator[None]:
 
 
 def waiting_in_worker(wanted: _Wanted, what: str) -> AbstractContextManager[None]:
-    """Do as `waiting_for` if this is the thread of a worker: what waits in the event loop of a job keeps the job from ending."""
-    return nullcontext() if current_worker() is None else waiting_for(wanted, what)
+    """Do as `waiting_for` if this is the thread of a worker: what waits in the event loop of a job keeps the job from ending.
+
+    Unless a scope ends the wait anyway, some time.
+    """
+    if current_worker() is None or anyio.current_effective_deadline() < math.inf:
+        return nullcontext()
+    return waiting_for(wanted, what)
 
 
 def _forget(me: int, wanted: _Wanted) -> None:

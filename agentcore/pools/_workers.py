@@ -40,7 +40,7 @@ from agentcore.pools._jobs import (
 from agentcore.pools._manager import Manager
 from agentcore.pools._records import DEFAULT_OPTIONS, JobOptions
 from agentcore.pools._settling import SettlingPool, Worker
-from agentcore.pools._waits import waiting_for
+from agentcore.pools._waits import waiting_for, waiting_in_worker
 
 # What a job ends with when its caller is cancelled, among others: that cancellation goes first.
 _OF_THE_CALLER: Final = (JobCancelledError, WorkerPoolClosedError)
@@ -123,7 +123,7 @@ class WorkingPool(SettlingPool):
     async def _wait_in_worker(self, job: Job, waiter: Waiter, may_leave: Callable[[], bool]) -> None:
         """Wait in an event loop that a job runs, which ends no sooner than this."""
         try:
-            with waiting_for((job, self), "a job that awaits another one"):
+            with waiting_in_worker((job, self), "a job that awaits another one"):
                 await waiter.wait(may_leave)
         except WorkerPoolDeadlockError:
             may_leave()
@@ -167,7 +167,7 @@ class WorkingPool(SettlingPool):
 
     def _are_all_busy(self) -> bool:
         """Tell whether a job can only be begun when another one has ended."""
-        workers = [worker for worker in self._workers if not worker.is_replaced]
+        workers = [worker for worker in tuple(self._workers) if not worker.is_replaced]
         return len(workers) >= self._size and all(worker.job is not None for worker in workers)
 
     def _call_worker(self) -> Worker | None:
@@ -194,9 +194,13 @@ class WorkingPool(SettlingPool):
         except RuntimeError as error:  # there can be no further thread
             with self._lock:
                 self._workers.discard(worker)
-                if self._workers:
+                if len(self._workers) > self._replaced:
                     return
             self._break(error)
+        except BaseException:  # an interrupt: the worker must not be counted for good
+            with self._lock:
+                self._workers.discard(worker)
+            raise
 
     def _watch(self, job: Job) -> None:
         if _interop.is_time_replaced():
@@ -260,9 +264,8 @@ class WorkingPool(SettlingPool):
         with self._lock:
             calm = self._settle_done(worker, done, value, error, now)
             listener, done.listener = done.listener, None
-            job, new = self._next(worker, now)
-        if self._late:
-            self._tell_late()
+            # Not before the callbacks of a future have been called, which may take their time.
+            job, new = (None, None) if isinstance(listener, PoolFuture) else self._next(worker, now)
         # Those first who wait for the end of everything: in a simulation nothing may be missed by then.
         for callback in calm:
             callback()
@@ -274,33 +277,35 @@ class WorkingPool(SettlingPool):
 
     def _wait_for_job(self, worker: Worker) -> Job | None:
         """Return the next job as soon as there is one; None if the worker is to end."""
-        with self._lock:
-            # Otherwise it has looked already, and waits in line, or was called from there meanwhile.
-            job, new = (None, None) if worker.is_waiting else self._come(worker)
-        while job is None:
+        while True:
+            with self._lock:
+                job, new = worker.job, None  # which it may have been given without a call
+                # If it waits, it has looked already, in `_turn`, and stands in line, or was called from there meanwhile.
+                if job is None and not worker.is_waiting:
+                    job, new = self._come(worker)
             if new is not None:
                 self._start(new)
             if self._late:
                 self._tell_late()
+            if job is not None:
+                return job
             if worker not in self._workers:
                 return None
-            is_called = self._sleep(worker)
-            with self._lock:
-                if not is_called and worker in self._idle:
-                    self._idle.remove(worker)
-                    self._leave(worker)
-                    return None
-                worker.is_waiting = False
-                job, new = worker.job, None  # which it may have been given without a call
-                if job is None:
-                    if not is_called:
-                        worker.gate.acquire()  # it was called at the very last moment
-                    job, new = self._come(worker)
-        if new is not None:
-            self._start(new)
-        if self._late:
-            self._tell_late()
-        return job
+            if worker.is_waiting and not self._is_called(worker):
+                return None
+
+    def _is_called(self, worker: Worker) -> bool:
+        """Wait in line; tell whether the worker was called, and not idle for too long, so that it has left."""
+        is_called = self._sleep(worker)
+        with self._lock:
+            if not is_called and worker in self._idle:
+                self._idle.remove(worker)
+                self._leave(worker)
+                return False
+            worker.is_waiting = False
+            if not is_called and worker.job is None:
+                worker.gate.acquire()  # it was called at the very last moment
+            return True
 
     def _come(self, worker: Worker) -> tuple[Job | None, Worker | None]:
         """Take a job, as `_next` does, and have another worker come for the one behind it."""
@@ -327,10 +332,12 @@ class WorkingPool(SettlingPool):
         if worker.is_replaced or is_spent:
             self._leave(worker)
             return None, self._call_worker() if self._queue else None
-        while (job := self._queue.pop()) is not None and job.deadline is not None and job.deadline <= now:
+        job = self._queue.pop()
+        if job is not None and job.deadline is not None and job.deadline <= now:
             self._counts.timed_out += 1
             self._queue.undo_pop()
             self._late.append(self._settle_queued(job, job.too_late(self.name, "queued", job.timeout or 0.0)))
+            return None, None  # it comes again when that has been told
         if job is None:
             if self._state == "open":
                 self._idle.append(worker)
@@ -365,7 +372,7 @@ class WorkingPool(SettlingPool):
     def _threads(self) -> list[int] | None:
         """Return the threads of the workers; None if there could be more of them."""
         with self._lock:
-            idents = [worker.ident for worker in self._workers if not worker.is_replaced]
+            idents = [worker.ident for worker in tuple(self._workers) if not worker.is_replaced]
             if len(idents) < self._size or any(ident is None for ident in idents):
                 return None
             return [ident for ident in idents if ident is not None]

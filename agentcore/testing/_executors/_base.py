@@ -147,7 +147,7 @@ class Cases:
         made: list[Executor] = []
 
         def start(**options: Any) -> Executor:
-            made.append(self.make(**options))
+            made.append(self._promptly(self.make, **options))
             return made[-1]
 
         yield start
@@ -160,7 +160,7 @@ class Cases:
         node = request.node.getparent(pytest.Class)
         shared: Executor | None = node.stash.get(_SHARED, None)
         if shared is None:
-            shared = node.stash[_SHARED] = self.make(max_workers=2)
+            shared = node.stash[_SHARED] = self._promptly(self.make, max_workers=2)
             node.addfinalizer(lambda: self._promptly(self.release, shared))
         return shared
 
@@ -216,4 +216,6 @@ class Cases:
 
     def _queue(self, executor: Executor, notes: Notes) -> "list[Future[Any]]":
         """Submit many jobs behind the one that is held."""
-        return [executor.submit(_jobs.note, notes.path, f"queued {number}") for number in range(MANY)]
+        return self._promptly(
+            lambda: [executor.submit(_jobs.note, notes.path, f"queued {number}") for number in range(MANY)]
+        )

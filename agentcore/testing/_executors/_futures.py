@@ -105,7 +105,7 @@ class FutureCases(Cases):
         executor = start(max_workers=1)
         self._hold(executor, gate)
         future = self._queue(executor, notes)[-1]
-        waiting = self._apart(future.result, self.patience)
+        waiting = self._apart(future.result)
         with pytest.raises(TimeoutError):
             waiting.result(MOMENT)
         assert future.cancel()

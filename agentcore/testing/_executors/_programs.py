@@ -11,8 +11,9 @@ import importlib
 import importlib.util
 import operator
 import sys
+import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -23,7 +24,7 @@ MANY: Final = 8
 
 _kept: Final[list[Executor]] = []
 
-Submit = Callable[[Executor], None]
+Submit = Callable[[Executor], "Future[str]"]
 
 
 def forget(executor: Executor, submit: Submit, _path: str) -> None:
@@ -45,7 +46,9 @@ def shut_down(executor: Executor, submit: Submit, _path: str) -> None:
 
 def cancel(executor: Executor, submit: Submit, _path: str) -> None:
     """Shut it down without waiting, and cancel what has not begun."""
-    submit(executor)
+    first = submit(executor)
+    while not first.running():  # else it would be cancelled too
+        time.sleep(0.001)
     executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -84,9 +87,9 @@ def main(name: str, module: str, file: str, cls: str, host: str, port: str, path
     """Run one of them."""
     address = (host, int(port))
 
-    def submit(executor: Executor) -> None:
-        for number in range(MANY):
-            executor.submit(_jobs.note, path, f"job {number}", address)
+    def submit(executor: Executor) -> Future[str]:
+        futures = [executor.submit(_jobs.note, path, f"job {number}", address) for number in range(MANY)]
+        return futures[0]
 
     try:
         run: Callable[[Executor, Submit, str], None] = globals()[name]
