@@ -8,6 +8,7 @@ The values belong to parts that stand above this file, so they are plain objects
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
 from typing import Final, Protocol
@@ -47,8 +48,12 @@ def end_structure() -> None:
     current_pool_job.set(None)
 
 
-def detached_context() -> Context:
-    """Return a copy of the current context that says that it is part of nothing; see `end_structure`."""
+def detached_context(left: Callable[[Context], object] | None = None) -> Context:
+    """Return a copy of the current context that says that it is part of nothing; see `end_structure`.
+
+    Args:
+        left: called with the copy, if there was something that it is no part of.
+    """
     context = copy_context()
     # Only if there is something to end: this stands on a path that is hot.
     if (
@@ -58,4 +63,6 @@ def detached_context() -> Context:
         or current_terminations.get()
     ):
         context.run(end_structure)
+        if left is not None:
+            left(context)
     return context

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -40,6 +41,7 @@ PUT_NOWAIT: Final = {
 }
 PUT: Final = {"asyncio": "workers on `asyncio.Queue`, `await put`", "trio": "workers on trio's channel, `await send`"}
 PUT_AND_YIELD: Final = "the same, and `await asyncio.sleep(0)`"
+PUT_WITH_CONTEXT: Final = "workers on `asyncio.Queue`, each job with variables of its own"
 
 SUBMIT_NOWAIT: Final = "queue pool, `submit_nowait(f)`"
 SUBMIT: Final = "queue pool, `await submit(f)`"
@@ -172,6 +174,18 @@ async def work_on_queue(queue: asyncio.Queue[tuple[Job, int]]) -> None:
             queue.task_done()
 
 
+async def work_in_contexts(queue: asyncio.Queue[tuple[Any, int, Context]]) -> None:
+    """Work as `work_on_queue` does, each job with the variables of whoever has put it there, as jobs of our pools have."""
+    while True:
+        job, index, context = await queue.get()
+        try:
+            await asyncio.create_task(job(index), context=context)  # the only way that asyncio has
+        except Exception:
+            logger.exception("a job failed")
+        finally:
+            queue.task_done()
+
+
 @asynccontextmanager
 async def queue_of_asyncio() -> AsyncGenerator[Mapping[str, Callable[[Job], Loop]]]:
     """Yield loops over workers that take from an `asyncio.Queue`."""
@@ -187,12 +201,19 @@ async def queue_of_asyncio() -> AsyncGenerator[Mapping[str, Callable[[Job], Loop
         await queue.put((job, index))
         await asyncio.sleep(0)
 
+    with_contexts: asyncio.Queue[tuple[Any, int, Context]] = asyncio.Queue(CHUNK)
+
+    def put_with_context(job: Job, index: int) -> None:
+        with_contexts.put_nowait((job, index, copy_context()))
+
     workers = [asyncio.create_task(work_on_queue(queue)) for _ in range(WORKERS)]
+    workers += [asyncio.create_task(work_in_contexts(with_contexts)) for _ in range(WORKERS)]
     try:
         yield {
             PUT_NOWAIT["asyncio"]: lambda job: Chunks(job, put_nowait, wait=False),
             PUT["asyncio"]: lambda job: Chunks(job, put, wait=True),
             PUT_AND_YIELD: lambda job: Chunks(job, put_and_yield, wait=True),
+            PUT_WITH_CONTEXT: lambda job: Chunks(job, put_with_context, wait=False),
         }
     finally:
         for worker in workers:
@@ -280,6 +301,7 @@ def pairs_of(backend: str, kind: str) -> list[Pair]:
         pair(SUBMIT_NOWAIT, PUT_NOWAIT[backend], queued),
         # To put lets nobody run, unless the queue is full; to submit does so each time. The fair one is the first.
         *([pair(SUBMIT, PUT_AND_YIELD, queued)] if backend == "asyncio" else []),
+        *([pair(SUBMIT_NOWAIT, PUT_WITH_CONTEXT)] if backend == "asyncio" else []),
         pair(SUBMIT, PUT[backend]),
         pair(SUBMIT_NOWAIT, START_SOON, START_SOON_GOALS[backend]),
         pair(SUBMIT, START_SOON),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import ClassVar, final
+from collections.abc import Awaitable
+from typing import Any, ClassVar, final
 
 from agentcore import _interop
 from agentcore.pools._jobs import Job
 from agentcore.pools._loop import LoopWorkerPool
-from agentcore.pools._loop_calls import LoopCalls
 from agentcore.pools._records import WorkerPoolType
 
 
 @final
-class AsyncioWorkerPool(LoopCalls, LoopWorkerPool):
+class AsyncioWorkerPool(LoopWorkerPool):
     """Runs coroutines, each in a task of its own, so many at a time. On trio too: the name is the specification's.
 
     For jobs that look at the task that they run in, and for those that are worth a line of their own in a task tree. All
@@ -33,9 +32,20 @@ class AsyncioWorkerPool(LoopCalls, LoopWorkerPool):
         self._begin() if self._is_in_task() else self._ring()
 
     def _begin(self) -> None:
-        while self._group is not None and len(self._running) < self._size and (job := self._take()) is not None:
-            name = f"job {job.describe()} of pool {self.name}"
-            _interop.fresh_context().run(self._spawn, self._group, partial(self._work, job), name)
+        while (
+            self._group is not None
+            and len(self._running) < self._size
+            and (job := self._take(_interop.clock())) is not None
+        ):
+            assert job.context is not None  # it has not ended  # noqa: S101
+            self._spawn(job.context, f"job {job.describe()} of pool {self.name}", self._work, job)
+
+    def _go(self, job: Job) -> Awaitable[Any]:
+        return self._start(job)  # the task has begun with the variables of the job
+
+    def _report_failure(self, job: Job, error: BaseException) -> None:
+        # What is told to others has nothing of the job's variables, as in the other kind.
+        _interop.fresh_context().run(super()._report_failure, job, error)
 
     @property
     def _number_of_workers(self) -> int:

@@ -59,10 +59,19 @@ async def wait_for(awaitable: Any) -> Any:
 
 @coroutine
 def drive(context: Context, made: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Run a coroutine inside of the present task, with other variables than that has. Most jobs end in the first step."""
+    """Run a coroutine inside of the present task, with other variables than that has."""
+    try:
+        wanted = context.run(made.send, None)
+    except StopIteration as stop:
+        return stop.value
+    return (yield from drive_on(context, made, wanted))
+
+
+@coroutine
+def drive_on(context: Context, made: Coroutine[Any, Any, Any], wanted: Any) -> Generator[Any, Any, Any]:
+    """Run the rest of a coroutine, of which the first step has been made, and wants this of the event loop."""
     run, send = context.run, made.send
     try:
-        wanted = run(send, None)
         while True:
             try:
                 given = yield wanted

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar
 from functools import partial
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any, Final, Protocol, TypeVar, final
 
 from agentcore import _interop
@@ -19,6 +19,9 @@ from agentcore.errors import WorkerPoolError, WorkerTimeoutError
 from agentcore.pools._child import WORKER
 
 T = TypeVar("T")
+
+_NONE: Final[dict[str, Any]] = {}
+_NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
 class JobState(enum.Enum):
@@ -66,21 +69,29 @@ class Job:
         hand_off: how somebody who drives the clock sees it.
     """
 
-    # What most jobs never change. Without slots, for that: making a job is a good part of what it costs.
-    name: str | None = None
-    value: Any = None
-    error: BaseException | None = None
-    is_cancelled: bool = False
-    is_unwanted: bool = False
-    is_late: bool = False
-    state: JobState = QUEUED
-    started: float = 0.0
-    deadline: float | None = None
-    worker: Any = None
-    hand_off: _interop.HandOff | None = None
-    awaits: Mapping[Job, Any] = MappingProxyType({})
-    listener: Listener | None = None
-    content: list[bytes] | Exception | None = None
+    __slots__ = (
+        "args",
+        "awaits",
+        "content",
+        "context",
+        "deadline",
+        "error",
+        "function",
+        "hand_off",
+        "is_cancelled",
+        "is_late",
+        "is_unwanted",
+        "kwargs",
+        "listener",
+        "name",
+        "priority",
+        "started",
+        "state",
+        "submitted",
+        "timeout",
+        "value",
+        "worker",
+    )
 
     def __init__(  # noqa: PLR0917 - made in a few places, on a hot path
         self,
@@ -98,8 +109,18 @@ class Job:
         self.priority: int = priority
         self.timeout: float | None = timeout
         self.submitted: float = _interop.clock()
-        if timeout is not None:
-            self.deadline = self.submitted + timeout
+        self.deadline: float | None = None if timeout is None else self.submitted + timeout
+        self.state: JobState = QUEUED
+        self.started: float = 0.0
+        self.is_cancelled = self.is_unwanted = self.is_late = False
+        self.name: str | None = None
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.worker: Any = None
+        self.hand_off: _interop.HandOff | None = None
+        self.listener: Listener | None = None
+        self.content: list[bytes] | Exception | None = None
+        self.awaits: Mapping[Job, Any] = _NOTHING
 
     def __repr__(self) -> str:
         return f"<Job {self.describe()} {self.state.name.lower()}>"
@@ -110,9 +131,11 @@ class Job:
 
     def release(self) -> None:
         """Let go of the call, which has ended: whoever keeps the outcome must not keep its arguments."""
-        self.name = name_of(self.function)
+        function = self.function
+        # What most of them are, for this is on a hot path.
+        self.name = function.__qualname__ if type(function) is FunctionType else name_of(function)
         self.function = self.context = self.worker = self.content = None
-        self.args, self.kwargs = (), {}
+        self.args, self.kwargs = (), _NONE
 
     def give(self) -> Any:
         """Return what it gave, or raise what it raised; once."""
@@ -172,21 +195,22 @@ def own_error(error: BaseException, job: Job, pool: str) -> BaseException:
 class JobQueue:
     """Four queues, of which the most urgent that has something goes first. Whoever uses it has the lock of the pool."""
 
-    __slots__ = ("_bands", "_dead", "_live", "_urgent_first")
+    __slots__ = ("_bands", "_dead", "_urgent_first", "live")
 
     def __init__(self) -> None:
         # By priority.
         self._bands: tuple[deque[Job], ...] = tuple(deque() for _ in TaskPriority)
         self._urgent_first = self._bands[::-1]
-        self._live = self._dead = 0
+        # How many jobs there are in it.
+        self.live = self._dead = 0
 
     def __len__(self) -> int:
-        return self._live
+        return self.live
 
     def push(self, job: Job) -> None:
         """Put a job last in its band."""
         self._bands[job.priority].append(job)
-        self._live += 1
+        self.live += 1
 
     def pop(self) -> Job | None:
         """Take out the job that comes next; None if there is none."""
@@ -194,21 +218,21 @@ class JobQueue:
             while band:
                 job = band.popleft()
                 if job.state is QUEUED:
-                    self._live -= 1
+                    self.live -= 1
                     return job
                 self._dead -= 1
         return None
 
     def undo_pop(self) -> None:
         """Count a job that was popped as one that is in the queue still, for it is going to be discarded."""
-        self._live += 1
+        self.live += 1
         self._dead -= 1
 
     def discard(self) -> None:
         """Note that a job in it was settled. It goes later: looking for it would take as long as the queue is."""
-        self._live -= 1
+        self.live -= 1
         self._dead += 1
-        if self._dead > 64 + self._live:
+        if self._dead > 64 + self.live:
             for band in self._bands:
                 for _ in range(len(band)):  # in place: the collector of garbage may push a job meanwhile
                     job = band.popleft()

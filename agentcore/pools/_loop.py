@@ -7,15 +7,13 @@ runtime, or of the event loop's host. So no native cancellation of a caller's ta
 from __future__ import annotations
 
 import abc
-import inspect
 import logging
-import math
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from contextvars import Context
-from typing import Any, ClassVar, Final, Literal, Never, Self
+from functools import partial
+from typing import Any, Final, Literal, Never, Self
 
 import anyio
 import anyio.abc
@@ -24,7 +22,7 @@ import anyio.lowlevel
 from agentcore import _interop
 from agentcore._context import current_pool_job, detached_context
 from agentcore._host import Host
-from agentcore._interop._waiting import Waiter, WaitingRoom
+from agentcore._interop._waiting import WaitingRoom
 from agentcore.errors import (
     JobCancelledError,
     WorkerPoolClosedError,
@@ -32,48 +30,28 @@ from agentcore.errors import (
     WorkerPoolError,
     WorkerPoolFullError,
 )
-from agentcore.pools._base import BaseWorkerPool
 from agentcore.pools._caller import Caller
-from agentcore.pools._drive import drive, wait_for, will_begin
-from agentcore.pools._jobs import QUEUED, RUNNING, SETTLED, Job, JobQueue, own_error, propagate_task
-from agentcore.pools._records import (
-    Counts,
-    JobInfo,
-    JobOptions,
-    QueueWorkerPoolConfig,
-    WorkerPoolConfig,
-    WorkerPoolMetrics,
-    WorkerPoolReport,
-)
+from agentcore.pools._drive import will_begin
+from agentcore.pools._jobs import QUEUED, RUNNING, Job, propagate_task
+from agentcore.pools._loop_calls import LoopCalls
+from agentcore.pools._records import JobInfo, JobOptions, WorkerPoolMetrics, WorkerPoolReport
+from agentcore.pools._running import RunsJobs
 
 _logger: Final = logging.getLogger("agentcore.pools")
 
 
-class LoopWorkerPool(BaseWorkerPool):
+class LoopWorkerPool(LoopCalls, RunsJobs):
     """A pool whose jobs are coroutines."""
-
-    config_type: ClassVar[type[WorkerPoolConfig]] = QueueWorkerPoolConfig
 
     def __init__(self, name: str, config: Any = None) -> None:
         super().__init__(name, config)
-        own = self.config
-        assert isinstance(own, QueueWorkerPoolConfig)  # `config_type` makes it  # noqa: S101
-        self._on_error = own.on_error
-        self._size = own.size
-        self._queue = JobQueue()
-        self._counts = Counts()
-        self._running: set[Job] = set()
+        self._size = self.config.size
+        self._most = self.config.max_queue_size
         self._room: WaitingRoom | None = None  # of its event loop; None before it lives in one
         self._group: anyio.abc.TaskGroup | None = None
         self._bell: anyio.Event | None = None  # calls the task that owns the workers
         self._is_to_end = False
         self._ended: anyio.Event | None = None
-        self._is_ended = False
-        # How often the task around the workers has been cancelled by asyncio's own ways.
-        self._cancellations: Callable[[], int] = int
-        self._space: deque[Waiter] = deque()
-        self._calm: list[Callable[[], object]] = []
-        self._cut: list[str] = []
 
     # What the kinds say.
 
@@ -86,9 +64,12 @@ class LoopWorkerPool(BaseWorkerPool):
         if self._bell is not None:
             self._bell.set()
 
-    def _spawn(self, group: anyio.abc.TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], name: str) -> None:
-        """Start a task of the pool, with nothing of the context of whoever happens to call."""
-        group.start_soon(function, name=name)
+    def _spawn(
+        self, context: Context, name: str, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
+        """Start a task of the pool, with these variables and nothing of the context of whoever happens to call."""
+        assert self._group is not None  # there is nothing to start without  # noqa: S101
+        _ = context.run(partial(self._group.start_soon, function, *args, name=name))
 
     @abc.abstractmethod
     def _begin(self) -> None:
@@ -170,6 +151,10 @@ class LoopWorkerPool(BaseWorkerPool):
     # Jobs.
 
     @property
+    def _pool(self) -> Self:  # type: ignore[override]
+        return self
+
+    @property
     def metrics(self) -> WorkerPoolMetrics:
         """What it has done so far."""
         return self._counts.show(queued=len(self._queue), workers=self._number_of_workers, abandoned=0)
@@ -181,13 +166,6 @@ class LoopWorkerPool(BaseWorkerPool):
         return tuple(
             JobInfo(function=job.describe(), seconds=now - job.started, abandoned=job.is_unwanted) for job in jobs
         )
-
-    def _make(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
-    ) -> Job:
-        context = detached_context()
-        propagate_task(context)
-        return Job(function, args, kwargs, context, options.priority, options.timeout)
 
     def _check_place(self) -> None:
         if self._state == "closed":
@@ -210,12 +188,12 @@ class LoopWorkerPool(BaseWorkerPool):
             self._check_place()
         if self._state != "open":
             raise self._closed_error()
-        if must_fit and len(self._queue) >= self.config.max_queue_size:
+        if must_fit and self._queue.live >= self._most:
             self._counts.rejected += 1
             raise WorkerPoolFullError(
-                f"worker pool {self.name!r} lets no more than max_queue_size jobs wait: got one more than "
-                f"{self.config.max_queue_size}; try later, use asubmit or options(when_full='wait'), or raise max_queue_size",
-                {"pool": self.name, "max_queue_size": self.config.max_queue_size},
+                f"worker pool {self.name!r} lets no more than max_queue_size jobs wait: got one more than {self._most}; "
+                "try later, use asubmit or options(when_full='wait'), or raise max_queue_size",
+                {"pool": self.name, "max_queue_size": self._most},
             )
         self._queue.push(job)
         self._call()
@@ -223,13 +201,15 @@ class LoopWorkerPool(BaseWorkerPool):
     def _send(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
     ) -> None:
-        """Hand over a job that nobody waits for."""
-        self._admit(self._make(function, args, kwargs, options), must_fit=True)
+        self._admit(
+            Job(function, args, kwargs, detached_context(propagate_task), options.priority, options.timeout),
+            must_fit=True,
+        )
 
     async def _send_when_it_fits(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
     ) -> None:
-        job = self._make(function, args, kwargs, options)
+        job = Job(function, args, kwargs, detached_context(propagate_task), options.priority, options.timeout)
         await self._wait_for_space(job)
         self._admit(job, must_fit=True)
 
@@ -249,7 +229,7 @@ class LoopWorkerPool(BaseWorkerPool):
             await self._get_space()
 
     async def _get_space(self) -> None:
-        while self._state == "open" and len(self._queue) >= self.config.max_queue_size:
+        while self._state == "open" and self._queue.live >= self._most:
             waiter = WaitingRoom.current().waiter()
             self._space.append(waiter)
             try:
@@ -261,17 +241,14 @@ class LoopWorkerPool(BaseWorkerPool):
                     self._space.remove(waiter)
                 raise
 
-    def _offer_space(self) -> None:
-        if self._space:
-            self._space.popleft().wake()
-
     async def _perform(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
     ) -> Any:
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        room = WaitingRoom.current()
+        await room.checkpoint_if_cancelled()
         self._check_place()
-        job = self._make(function, args, kwargs, options)
-        caller = Caller(self, job, WaitingRoom.current().waiter())
+        job = Job(function, args, kwargs, detached_context(propagate_task), options.priority, options.timeout)
+        caller = Caller(self, job, room.waiter())
         job.listener = caller
         self._admit(job, must_fit=options.when_full == "raise")
         if current_pool_job.get() is None or options.timeout is not None:
@@ -284,7 +261,7 @@ class LoopWorkerPool(BaseWorkerPool):
                 self._withdraw(job)
                 raise
         if isinstance(job.error, JobCancelledError | WorkerPoolClosedError):
-            await anyio.lowlevel.checkpoint_if_cancelled()  # for a caller who is cancelled himself
+            await room.checkpoint_if_cancelled()  # for a caller who is cancelled himself
         return job.give()
 
     @contextmanager
@@ -336,149 +313,6 @@ class LoopWorkerPool(BaseWorkerPool):
         self._queue.discard()
         self._offer_space()
         self._settle(job, None, error)
-
-    # Running.
-
-    def _take(self) -> Job | None:
-        """Take the job that comes next, as one that runs now."""
-        while not self._is_doomed() and (job := self._queue.pop()) is not None:
-            if self._space:
-                self._offer_space()
-            now = _interop.clock()
-            if job.deadline is not None and job.deadline <= now:
-                self._counts.timed_out += 1
-                is_awaited, late = job.listener is not None, job.too_late(self.name, "queued", job.timeout or 0.0)
-                self._settle(job, None, late)
-                if not is_awaited:
-                    self._report_failure(job, late)
-                continue
-            job.state = RUNNING
-            job.started = now
-            self._counts.begin(now - job.submitted)
-            self._running.add(job)
-            return job
-        return None
-
-    async def _run(self, job: Job) -> None:
-        """Run a job in this task, with its own variables. Raises what must not be kept from whoever lives around the pool."""
-        value: Any = None
-        error: BaseException | None = None
-        try:
-            context = job.context
-            assert context is not None  # it has not ended  # noqa: S101
-            context.run(current_pool_job.set, job)
-            if job.listener is None and job.deadline is None and self.config.task_timeout is None:
-                value = await drive(context, self._start(job))
-            else:
-                value, error = await self._run_limited(job, context)
-        except BaseException as raised:  # noqa: ASYNC103 - a cancellation goes on
-            error = raised
-            if _interop.split_cancellation(raised)[0] and self._is_ending():
-                self._end_cut(job)
-                raise
-        self._end(job, value, error)
-
-    async def _run_limited(self, job: Job, context: Context) -> tuple[Any, BaseException | None]:
-        """Run a job whose caller may be cancelled, or that may take too long."""
-        scope = job.worker = anyio.CancelScope()
-        phase, limit = self._limit_of(job, scope)
-        if job.is_unwanted:  # since before its first step
-            scope.cancel("whoever waits for the job was cancelled")
-        value: Any = None
-        with scope:
-            value = await drive(context, self._start(job))
-            return value, None
-        if job.is_unwanted:
-            return None, JobCancelledError(
-                f"job {job.describe()} of worker pool {self.name!r} was cancelled: got nobody who still waits for it",
-                {"pool": self.name},
-            )
-        job.is_late = True
-        return None, job.too_late(self.name, phase, limit)
-
-    def _limit_of(self, job: Job, scope: anyio.CancelScope) -> tuple[str, float]:
-        """Set the deadline of a job that runs; return which of the limits it is, and its seconds."""
-        now = _interop.clock()
-        left = None if job.deadline is None else max(0.0, job.deadline - now)
-        most = self.config.task_timeout
-        if left is None and most is None:
-            return "running", 0.0
-        is_own = most is None or (left is not None and left <= most)
-        scope.deadline = anyio.current_time() + (left if is_own else most)  # type: ignore[operator]
-        return ("running", job.timeout or 0.0) if is_own else ("worker", most or 0.0)
-
-    def _start(self, job: Job) -> Coroutine[Any, Any, Any]:
-        assert job.function is not None and job.context is not None  # it has not ended  # noqa: S101, PT018
-        made = job.context.run(job.function, *job.args, **job.kwargs)
-        if inspect.iscoroutine(made):
-            return made
-        if inspect.isawaitable(made):
-            return wait_for(made)
-        raise WorkerPoolError(
-            f"a job of worker pool {self.name!r} must be a coroutine function: got {job.describe()}, which returned {made!r}; "
-            "use a thread pool for plain functions",
-            {"pool": self.name, "function": job.describe()},
-        )
-
-    def _is_ending(self) -> bool:
-        """Tell whether a cancellation that came to a worker is meant for the pool, and was not made by the job itself."""
-        if anyio.current_effective_deadline() == -math.inf:
-            self._is_ended = True
-        return self._is_doomed()
-
-    def _is_doomed(self) -> bool:
-        """Tell whether whoever lives around the pool is being cancelled."""
-        return self._is_ended or self._cancellations() > 0
-
-    def _end(self, job: Job, value: Any, error: BaseException | None) -> None:
-        """Settle a job that has run, and tell of its failure if nobody else does."""
-        if job.state is SETTLED:
-            return
-        self._leave_running(job)
-        is_awaited = job.listener is not None
-        if error is None:
-            self._counts.succeeded += 1
-        elif isinstance(error, JobCancelledError) and job.is_unwanted:
-            self._counts.cancelled += 1
-        elif job.is_late:
-            self._counts.timed_out += 1
-        else:
-            error = own_error(error, job, self.name)
-            self._counts.failed += 1
-        self._settle(job, value, error)
-        if error is not None and not is_awaited:
-            self._report_failure(job, error)
-
-    def _end_cut(self, job: Job) -> None:
-        """Settle a job that was cut short with the pool."""
-        if job.state is not SETTLED:
-            self._leave_running(job)
-            self._cut.append(job.describe())
-            self._counts.cancelled += 1
-            self._settle(job, None, self._closed_error())
-
-    def _leave_running(self, job: Job) -> None:
-        self._running.discard(job)
-        self._counts.end(_interop.clock() - job.started)
-
-    def _report_failure(self, job: Job, error: BaseException) -> None:
-        if not isinstance(error, Exception):
-            raise error
-        _logger.error("job %s of worker pool %r failed", job.describe(), self.name, exc_info=error)
-        if self._on_error is not None:
-            try:
-                self._on_error(error)
-            except Exception:
-                _logger.exception("on_error of worker pool %r failed", self.name)
-
-    def _settle(self, job: Job, value: Any, error: BaseException | None) -> None:
-        job.value, job.error, job.state = value, error, SETTLED
-        job.release()
-        listener, job.listener = job.listener, None
-        if listener is not None:
-            listener.job_ended(job)
-        if self._state != "open" and not self._queue and not self._running:
-            self._tell_calm()
 
     # The end.
 
@@ -580,11 +414,6 @@ class LoopWorkerPool(BaseWorkerPool):
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
         await self._leave_host()
-
-    def _tell_calm(self) -> None:
-        calm, self._calm = self._calm, []
-        for callback in calm:
-            callback()
 
     def _report(self, began: float) -> WorkerPoolReport:
         cut = tuple(self._cut)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Never, TypeVar, final
 
@@ -10,24 +11,29 @@ import anyio.lowlevel
 from agentcore._layer import check_callable
 from agentcore.errors import WorkerPoolError
 from agentcore.pools._base import Calls
-from agentcore.pools._loop import LoopWorkerPool
 from agentcore.pools._records import JobOptions
 
 R = TypeVar("R")
 
 
-class LoopCalls(Calls):
+class LoopCalls(Calls, abc.ABC):
     """`submit` and `asubmit` of a pool for coroutines, or of a view of it."""
 
-    @property
-    def _target(self) -> LoopWorkerPool:
-        """The pool."""
-        assert isinstance(self, LoopWorkerPool)  # a view says something else  # noqa: S101
-        return self
+    # What the pool says, and its views have it say.
 
-    @property
-    def _pool(self) -> LoopWorkerPool:  # type: ignore[override]
-        return self._target
+    @abc.abstractmethod
+    def _send(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> None:
+        """Hand over a job that nobody waits for."""
+
+    @abc.abstractmethod
+    async def _send_when_it_fits(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> None:
+        """Hand over a job that nobody waits for, when there is a place for it in the queue."""
+
+    # What everybody says.
 
     async def submit(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, **kwargs: Any) -> None:
         """Hand over a job that nobody waits for. Always a checkpoint, before the job is accepted.
@@ -45,12 +51,13 @@ class LoopCalls(Calls):
             WorkerPoolError: this is not the event loop of the pool.
             ConfigurationError: an argument is not usable.
         """
-        check_callable(f"a job of worker pool {self._target.name!r}", func)
+        if not callable(func):
+            check_callable(f"a job of worker pool {self._pool.name!r}", func)
         await anyio.lowlevel.checkpoint()
         if self._options.when_full == "wait":
-            await self._target._send_when_it_fits(func, args, kwargs, self._options)
+            await self._send_when_it_fits(func, args, kwargs, self._options)
         else:
-            self._target._send(func, args, kwargs, self._options)
+            self._send(func, args, kwargs, self._options)
 
     def submit_nowait(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, **kwargs: Any) -> None:
         """Hand over a job that nobody waits for, as `submit`, and without a checkpoint.
@@ -64,8 +71,8 @@ class LoopCalls(Calls):
             WorkerPoolFullError, WorkerPoolClosedError, WorkerPoolError, ConfigurationError: as `submit`.
         """
         if not callable(func):
-            check_callable(f"a job of worker pool {self._target.name!r}", func)
-        self._target._send(func, args, kwargs, self._options)
+            check_callable(f"a job of worker pool {self._pool.name!r}", func)
+        self._send(func, args, kwargs, self._options)
 
     async def asubmit(self, func: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, **kwargs: Any) -> R:
         """Have a job done and return what it returned. Always a checkpoint; waits however many jobs wait already.
@@ -86,8 +93,9 @@ class LoopCalls(Calls):
             ConfigurationError: an argument is not usable.
             BaseException: whatever the function raises.
         """
-        check_callable(f"a job of worker pool {self._target.name!r}", func)
-        result: R = await self._target._perform(func, args, kwargs, self._options)
+        if not callable(func):
+            check_callable(f"a job of worker pool {self._pool.name!r}", func)
+        result: R = await self._pool._perform(func, args, kwargs, self._options)
         return result
 
     def map(self, func: Callable[..., Any], items: Iterable[Any], timeout: float | None = None) -> Never:
@@ -103,26 +111,36 @@ class LoopCalls(Calls):
         """
         del func, items, timeout
         raise WorkerPoolError(
-            f"map of worker pool {self._target.name!r} would block the event loop that its jobs run in: got a call of it; "
+            f"map of worker pool {self._pool.name!r} would block the event loop that its jobs run in: got a call of it; "
             "use `await pool.amap(...)`",
-            {"pool": self._target.name},
+            {"pool": self._pool.name},
         )
 
     def _view(self, options: JobOptions) -> LoopPoolView:
-        return LoopPoolView(self._target, options)
+        return LoopPoolView(self, options)
 
 
 @final
 class LoopPoolView(LoopCalls):
     """A pool for coroutines with other options; `Calls.options` makes it."""
 
-    def __init__(self, pool: LoopWorkerPool, options: JobOptions) -> None:
-        self._viewed = pool
+    def __init__(self, viewed: LoopCalls, options: JobOptions) -> None:
+        self._viewed = viewed
+        self._pool = viewed._pool
         self._options = options
 
     def __repr__(self) -> str:
-        return f"<LoopPoolView of {self._viewed!r} {self._options}>"
+        return f"<LoopPoolView of {self._pool!r} {self._options}>"
 
-    @property
-    def _target(self) -> LoopWorkerPool:
-        return self._viewed
+    def _view(self, options: JobOptions) -> LoopPoolView:
+        return LoopPoolView(self._viewed, options)
+
+    def _send(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> None:
+        self._viewed._send(function, args, kwargs, options)
+
+    async def _send_when_it_fits(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> None:
+        await self._viewed._send_when_it_fits(function, args, kwargs, options)

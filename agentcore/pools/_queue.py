@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, final
-
-import anyio.lowlevel
+from typing import Any, ClassVar, final
 
 from agentcore import _interop
 from agentcore._interop._waiting import Waiter
 from agentcore.pools._loop import LoopWorkerPool, _leaves
-from agentcore.pools._loop_calls import LoopCalls
 from agentcore.pools._records import WorkerPoolType
-
-TURNS: Final = 64
-"""Jobs that never wait, after which a worker lets others run."""
 
 
 @final
-class QueueWorkerPool(LoopCalls, LoopWorkerPool):
+class QueueWorkerPool(LoopWorkerPool):
     """Runs coroutines by workers that are always there: the cheapest way to do many small things, so many at a time.
 
         async with QueueWorkerPool("pages", QueueWorkerPoolConfig(workers=8)) as pool:
@@ -40,22 +34,32 @@ class QueueWorkerPool(LoopCalls, LoopWorkerPool):
         super().__init__(name, config)
         self._idle: list[Waiter] = []
         self._workers = 0
+        self._is_called = False  # a worker is on its way to the queue, or at it
 
     def _begin(self) -> None:
-        # As many as there is work for; the others when there is.
-        for _ in range(min(self._size - self._workers, len(self._queue) - len(self._idle))):
-            self._start_worker()
+        if self._queue:
+            self._call()
 
     def _call(self) -> None:
+        # One is enough, however many jobs there are, for most need no more than a step: it calls the next one when it has to
+        # wait for a job.
+        if self._is_called:
+            return
         if self._idle:
+            self._is_called = True
             self._idle.pop().wake()
         elif self._workers < self._size and self._group is not None:
             self._start_worker() if self._is_in_task() else self._ring()
 
+    def _step_aside(self) -> None:
+        self._is_called = False
+        if self._queue.live:
+            self._call()
+
     def _start_worker(self) -> None:
-        assert self._group is not None  # there is none without  # noqa: S101
+        self._is_called = True
         self._workers += 1
-        _interop.fresh_context().run(self._spawn, self._group, self._work, f"worker of pool {self.name}")
+        self._spawn(_interop.fresh_context(), f"worker of pool {self.name}", self._work)
 
     @property
     def _number_of_workers(self) -> int:
@@ -63,21 +67,12 @@ class QueueWorkerPool(LoopCalls, LoopWorkerPool):
 
     async def _work(self) -> None:
         assert self._room is not None  # it lives  # noqa: S101
-        turns, cancellations = 0, self._room.native_cancellations()
+        is_struck = self._room.native_cancellations()
         try:
             while True:
-                job = self._take()
-                if job is not None:
-                    await self._run(job)
-                    turns += 1
-                    if cancellations() and not self._is_ending():
-                        await (
-                            _interop.forget_cancellations()
-                        )  # the job has cancelled this task, which it takes for its own
-                    if turns >= TURNS:
-                        turns = 0
-                        await anyio.lowlevel.checkpoint()
-                elif not await self._wait_for_job():
+                await self._serve(is_struck)
+                self._is_called = False
+                if not await self._wait_for_job():
                     return
         except BaseException as error:  # noqa: ASYNC103 - see below
             # asyncio's own cancellation of a single worker costs that worker and no other.
@@ -85,6 +80,7 @@ class QueueWorkerPool(LoopCalls, LoopWorkerPool):
                 raise
         finally:
             self._workers -= 1
+            self._is_called = False
             if self._group is not None and self._queue and not self._is_doomed():
                 self._start_worker()
 

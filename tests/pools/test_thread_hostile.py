@@ -217,9 +217,7 @@ def test_no_thread_when_there_are_only_abandoned_ones(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("seconds", [1e10, 1e17])
 def test_more_seconds_than_can_be_waited_for(seconds: float) -> None:
     with thread_pool(workers=1) as pool:
-        with pytest.raises(
-            ConfigurationError, match=r"timeout of a worker pool must be at most 1e\+09 seconds: got 1e"
-        ):
+        with pytest.raises(ConfigurationError, match=r"timeout of a worker pool must be at most 1e\+09 seconds: got"):
             pool.submit(len, "abc", timeout=seconds)
         with pytest.raises(ConfigurationError, match="timeout of a worker pool must be at most"):
             pool.map(len, ["abc"], timeout=seconds)
