@@ -386,7 +386,14 @@ def _follow_in_simulation(job: Job, future: PoolFuture[Any]) -> None:
     if make is not None and _interop.is_in_loop():
         job.hand_off = make()
         # After all who wait for it have been called, lest the simulation think that nobody ever will be.
-        future._when_told = partial(_interop.wake_up_function(), job.hand_off.leave)
+        future._when_told = partial(_post, _interop.wake_up_function(), job.hand_off.leave)
+
+
+def _post(wake_up: Callable[[Callable[[], object]], object], callback: Callable[[], object]) -> None:
+    try:
+        wake_up(callback)
+    except RuntimeError:  # the event loop has ended, and with it whoever would like to know
+        return
 
 
 def _patience(seconds: float | None) -> float:
