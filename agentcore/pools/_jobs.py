@@ -112,7 +112,9 @@ class Job:
         self.deadline: float | None = None if timeout is None else self.submitted + timeout
         self.state: JobState = QUEUED
         self.started: float = 0.0
-        self.is_cancelled = self.is_unwanted = self.is_late = False
+        self.is_cancelled: bool = False
+        self.is_unwanted: bool = False
+        self.is_late: bool = False
         self.name: str | None = None
         self.value: Any = None
         self.error: BaseException | None = None

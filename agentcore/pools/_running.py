@@ -86,7 +86,7 @@ class RunsJobs(BaseWorkerPool):
                     if rest is not None:
                         self._step_aside()
                         yield from drive_on(*rest)
-                except BaseException as error:  # noqa: BLE001 - `_fail` lets a cancellation go on
+                except BaseException as error:  # noqa: ASYNC103, BLE001 - `_fail` lets a cancellation go on
                     self._fail(job, error)
                     now = clock()
                 else:
