@@ -36,6 +36,9 @@ current_execution: Final[ContextVar[object]] = ContextVar("agentcore_execution",
 current_pool_job: Final[ContextVar[object]] = ContextVar("agentcore_pool_job", default=None)
 """The job of a pool for coroutines that runs here."""
 
+current_visitor: Final[ContextVar[int | None]] = ContextVar("agentcore_visitor", default=None)
+"""In a call that a worker of a pool makes from its thread: that thread, which goes on when the call has ended."""
+
 
 def end_structure() -> None:
     """Have the current context say that it is part of nothing: what begins here belongs to the runtime or to the event loop.
@@ -46,6 +49,7 @@ def end_structure() -> None:
     current_execution.set(None)
     current_terminations.set(())
     current_pool_job.set(None)
+    current_visitor.set(None)
 
 
 def detached_context(left: Callable[[Context], object] | None = None) -> Context:
@@ -60,6 +64,7 @@ def detached_context(left: Callable[[Context], object] | None = None) -> Context
         current_job.get() is not None
         or current_execution.get() is not None
         or current_pool_job.get() is not None
+        or current_visitor.get() is not None
         or current_terminations.get()
     ):
         context.run(end_structure)

@@ -43,7 +43,7 @@ async def shutdown_all_worker_pools(wait: bool = True, timeout: float | None = N
         How that went, by the names of the pools.
 
     Raises:
-        RuntimeClosedError: the event loop hosts several runtimes.
+        RuntimeClosedError: the runtime has ended, or the event loop hosts several.
         ConfigurationError: the timeout is not usable.
     """
     runtime = _current_runtime()
@@ -55,6 +55,6 @@ def _current_runtime() -> AgentRuntime | None:
     try:
         return AgentRuntime.current()
     except RuntimeClosedError as error:
-        if error.details["state"] == "ambiguous":
+        if error.details["state"] != "none":
             raise
         return None

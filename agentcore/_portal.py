@@ -22,8 +22,9 @@ import anyio.lowlevel
 from anyio.lowlevel import EventLoopToken, current_token
 
 from agentcore import _interop
-from agentcore._context import current_runtime
+from agentcore._context import current_pool_job, current_runtime, current_visitor
 from agentcore.errors import AgentError, CallTimeoutError, RuntimeClosedError, WorkerPoolDeadlockError
+from agentcore.pools._jobs import current_worker
 from agentcore.pools._waits import waiting_for
 
 T = TypeVar("T")
@@ -41,6 +42,11 @@ class _Visit:
         self.timeout = timeout
         self.future: Future[Any] = Future()
         self.variables = copy_context()
+        # Of a call that a job makes: its worker waits for it, and so does the job that waits for that one.
+        worker = current_worker()
+        if worker is not None:
+            self.variables.run(current_visitor.set, threading.get_ident())
+            self.variables.run(current_pool_job.set, getattr(worker.job, "within", None))
         # Made in the loop, when the call is started; looked at there alone.
         self.scope: anyio.CancelScope | None = None
         self.is_begun = False

@@ -113,6 +113,10 @@ class BaseWorkerPool(abc.ABC):
         """Return what the workers are at, the longest first; also what nobody waits for any more."""
 
     @abc.abstractmethod
+    def _check_outside(self) -> None:
+        """Raise WorkerPoolDeadlockError if this is a part of one of its jobs, which an end of the pool would wait for."""
+
+    @abc.abstractmethod
     async def shutdown(self, wait: bool = True, timeout: float | None = None) -> WorkerPoolReport:
         """Take no further jobs and end the workers. Always a checkpoint. A second call waits for the same end.
 

@@ -19,6 +19,7 @@ except ImportError:  # another implementation of Python
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 HEAD = 17
@@ -61,11 +62,13 @@ class Channel:
     Args:
         handle: of a socket.
         file: descriptor of the file for long contents.
+        write: how bytes are written to the socket, if not as to any file; returns how many were.
     """
 
-    def __init__(self, handle: int, file: int) -> None:
+    def __init__(self, handle: int, file: int, write: Callable[[bytes], int] | None = None) -> None:
         self._handle = handle
         self._file = file
+        self._write = write if write is not None else lambda data: os.write(handle, data)
         self._rest = b""
         self._map: Any = None  # of the file, when there has been something in it
 
@@ -81,9 +84,9 @@ class Channel:
             data = head(kind | IN_FILE, serial, length)
         else:
             data = head(kind, serial, length) + b"".join(content)
-        sent = os.write(self._handle, data)
+        sent = self._write(data)
         while sent < len(data):
-            sent += os.write(self._handle, data[sent:])
+            sent += self._write(data[sent:])
 
     def receive(self) -> tuple[int, int, bytes | memoryview] | None:
         """Wait for a message; return what it is, the number of the job and the content. None: the other side is gone.
@@ -196,15 +199,25 @@ def encode(error: BaseException) -> tuple[int, list[bytes]]:
     for kind, content_of in (
         (ERROR, lambda: (error, text)),
         # Of a class whose constructor takes something else than what it hands on: made without it.
-        (PARTS, lambda: (type(error), error.args, dict(vars(error)), text)),
+        (PARTS, lambda: (type(error), built_in(type(error)).__reduce__(error)[1], dict(vars(error)), text)),
     ):
         try:
             data = dumps(content_of(), 5)
-            if kind == PARTS or type(loads(data)[0]) is type(error):
+            if kind == PARTS or _is_same(loads(data)[0], error):
                 return kind, [data]
         except BaseException:  # noqa: ASYNC103, BLE001, S112 - then in the next way
             continue  # noqa: ASYNC104 - told elsewhere
     return TEXT, [dumps((type(error).__qualname__, _text_of(error), text), 5)]
+
+
+def built_in(cls: type[BaseException]) -> Any:
+    """Return the class of Python itself that an exception class is made from."""
+    return next(base for base in cls.__mro__ if base.__module__ == "builtins")
+
+
+def _is_same(loaded: BaseException, error: BaseException) -> bool:
+    """Tell whether an error comes back as it was: its constructor may have made something else of what it was given."""
+    return type(loaded) is type(error) and dumps(loaded.args, 5) == dumps(error.args, 5)
 
 
 def _text_of(error: BaseException) -> str:
@@ -229,10 +242,11 @@ def serve(channel: Channel, file: int) -> None:
 def flush() -> None:
     """Have what a job has printed come out with its result."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (OSError, ValueError):
-        return  # nobody reads it any more, or the job has closed it
+        flush_it = getattr(getattr(sys, "stdout", None), "flush", None)
+        if flush_it is not None:
+            flush_it()
+    except BaseException:  # noqa: ASYNC103, BLE001 - nobody reads it any more, or the job has put something else there
+        return  # noqa: ASYNC104 - the result of the job matters more
 
 
 def boot(channel: Channel) -> bool:
@@ -247,6 +261,8 @@ def boot(channel: Channel) -> bool:
     _main = main_module = settings["main"]
     if _main is not None:
         sys.modules["__main__"] = sys.modules["__mp_main__"] = _LazyMain("__main__")
+    else:  # of a notebook, or of `-c`: nothing of this script must be taken for it
+        sys.modules["__main__"] = type(sys)("__main__")
     try:
         if settings["initializer"] is not None:
             function, args = loads(settings["initializer"])

@@ -66,6 +66,7 @@ class Job:
         deadline: when those are over.
         worker: what runs it.
         awaits: jobs that it waits for, if it is a coroutine, with their pools.
+        within: the job of a pool for coroutines that waits for it, without end.
         hand_off: how somebody who drives the clock sees it.
     """
 
@@ -90,6 +91,7 @@ class Job:
         "submitted",
         "timeout",
         "value",
+        "within",
         "worker",
     )
 
@@ -119,6 +121,7 @@ class Job:
         self.value: Any = None
         self.error: BaseException | None = None
         self.worker: Any = None
+        self.within: object = None
         self.hand_off: _interop.HandOff | None = None
         self.listener: Listener | None = None
         self.content: list[bytes] | Exception | None = None
@@ -136,7 +139,7 @@ class Job:
         function = self.function
         # What most of them are, for this is on a hot path.
         self.name = function.__qualname__ if type(function) is FunctionType else name_of(function)
-        self.function = self.context = self.worker = self.content = None
+        self.function = self.context = self.worker = self.content = self.within = None
         self.args, self.kwargs = (), _NONE
 
     def give(self) -> Any:

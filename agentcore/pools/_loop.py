@@ -20,7 +20,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from agentcore import _interop
-from agentcore._context import current_pool_job, detached_context
+from agentcore._context import current_pool_job, current_visitor, detached_context
 from agentcore._host import Host
 from agentcore._interop._waiting import WaitingRoom
 from agentcore.errors import (
@@ -225,8 +225,15 @@ class LoopWorkerPool(LoopCalls, RunsJobs):
 
     async def _wait_for_space(self, job: Job) -> None:
         self._check_place()
-        with self._awaiting(job, "the place in the queue for"):
+        if job.timeout is None:
+            with self._awaiting(job, "the place in the queue for"):
+                await self._get_space()
+            return
+        with anyio.move_on_after(job.timeout) as scope:
             await self._get_space()
+        if scope.cancelled_caught:
+            self._counts.timed_out += 1
+            raise job.too_late(self.name, "queued", job.timeout)
 
     async def _get_space(self) -> None:
         while self._state == "open" and self._queue.live >= self._most:
@@ -247,9 +254,12 @@ class LoopWorkerPool(LoopCalls, RunsJobs):
         room = WaitingRoom.current()
         await room.checkpoint_if_cancelled()
         self._check_place()
-        job = Job(function, args, kwargs, detached_context(propagate_task), options.priority, options.timeout)
+        context = detached_context(propagate_task)
+        job = Job(function, args, kwargs, context, options.priority, options.timeout)
         caller = Caller(self, job, room.waiter())
         job.listener = caller
+        if options.timeout is None and (visitor := current_visitor.get()) is not None:
+            context.run(current_visitor.set, visitor)  # who waits for this waits for all that it waits for
         self._admit(job, must_fit=options.when_full == "raise")
         if current_pool_job.get() is None or options.timeout is not None:
             await caller.wait(options.timeout)
@@ -327,12 +337,8 @@ class LoopWorkerPool(LoopCalls, RunsJobs):
             return self._report(began)
         self._check_place()
         await anyio.lowlevel.checkpoint()
-        if wait and self._is_inside():
-            raise WorkerPoolDeadlockError(
-                f"shutdown of worker pool {self.name!r} would wait for the job that calls it: got a call in {self!r} itself; "
-                "pass wait=False, or call it elsewhere",
-                {"pool": self.name},
-            )
+        if wait:
+            self._check_outside()
         self._begin_end(cancel_waiting=not wait)
         if not wait:
             self._end_when_calm()
@@ -362,6 +368,14 @@ class LoopWorkerPool(LoopCalls, RunsJobs):
     def _is_inside(self) -> bool:
         job = current_pool_job.get()
         return isinstance(job, Job) and job in self._running
+
+    def _check_outside(self) -> None:
+        if self._is_inside():
+            raise WorkerPoolDeadlockError(
+                f"shutdown of worker pool {self.name!r} would wait for the job that calls it: got a call in {self!r} itself; "
+                "pass wait=False, or call it elsewhere",
+                {"pool": self.name},
+            )
 
     def _begin_end(self, *, cancel_waiting: bool) -> None:
         if self._state == "open":

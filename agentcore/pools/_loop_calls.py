@@ -47,6 +47,7 @@ class LoopCalls(Calls, abc.ABC):
 
         Raises:
             WorkerPoolFullError: `max_queue_size` jobs wait already. With the option ``when_full="wait"`` this waits instead.
+            WorkerTimeoutError: there was no place for it within the option `timeout`. What comes later is logged.
             WorkerPoolClosedError: the pool has been shut down.
             WorkerPoolError: this is not the event loop of the pool.
             ConfigurationError: an argument is not usable.

@@ -102,6 +102,10 @@ class WorkerPools:
         check_timeout(timeout)
         reports: dict[str, WorkerPoolReport] = {}
 
+        if wait:
+            for pool in self._all():
+                pool._check_outside()
+
         async def shut_down(name: str, pool: AnyWorkerPool) -> None:
             reports[name] = await pool.shutdown(wait, timeout)
 

@@ -172,7 +172,7 @@ class ProcessWorkerPool(WorkerCalls, WorkerOwningPool):
                 outcome = self._decode(job, *answer)
                 if isinstance(answer[1], memoryview):
                     answer[1].release()
-                    child.tidy()
+                child.tidy()
                 return outcome
             exit_code = child.reap()
             self._set_child(worker, None)

@@ -164,7 +164,7 @@ class SettlingPool(BaseWorkerPool):
         job.value, job.error = value, error
         if error is None:
             self._counts.succeeded += 1
-        elif isinstance(error, WorkerCrashedError):
+        elif isinstance(error, WorkerCrashedError) and error.details.get("pool") == self.name:
             self._counts.crashed += 1
         elif job.is_unwanted and isinstance(error, JobCancelledError):
             self._counts.cancelled += 1

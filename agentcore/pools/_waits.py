@@ -16,6 +16,7 @@ from typing import Final, Protocol, TypeAlias
 
 import anyio
 
+from agentcore._context import current_visitor
 from agentcore.errors import WorkerPoolDeadlockError
 from agentcore.pools._jobs import QUEUED, RUNNING, Job, current_worker
 
@@ -40,17 +41,18 @@ _waiting: Final[dict[int, list[_Wanted]]] = {}
 
 
 @contextmanager
-def waiting_for(wanted: _Wanted, what: str) -> Generator[None]:
-    """Note that this thread waits for something inside the block.
+def waiting_for(wanted: _Wanted, what: str, *, thread: int | None = None) -> Generator[None]:
+    """Note that a thread waits for something inside the block.
 
     Args:
         wanted: a job and its pool, or the thread of an event loop.
         what: who waits, for the message.
+        thread: which; this one if omitted.
 
     Raises:
         WorkerPoolDeadlockError: it would never end.
     """
-    me = threading.get_ident()
+    me = threading.get_ident() if thread is None else thread
     with _lock:
         _waiting.setdefault(me, []).append(wanted)
         if not _goes_on(me):
@@ -69,13 +71,18 @@ def waiting_for(wanted: _Wanted, what: str) -> Generator[None]:
 
 
 def waiting_in_worker(wanted: _Wanted, what: str) -> AbstractContextManager[None]:
-    """Do as `waiting_for` if this is the thread of a worker: what waits in the event loop of a job keeps the job from ending.
+    """Do as `waiting_for` if a worker does not go on before this: it has an event loop of its own, or has called into this one.
 
     Unless a scope ends the wait anyway, some time.
     """
-    if current_worker() is None or anyio.current_effective_deadline() < math.inf:
+    if not is_awaited_by_worker() or anyio.current_effective_deadline() < math.inf:
         return nullcontext()
-    return waiting_for(wanted, what)
+    return waiting_for(wanted, what, thread=current_visitor.get())
+
+
+def is_awaited_by_worker() -> bool:
+    """Tell whether a worker does not go on before what is done here has ended."""
+    return current_visitor.get() is not None or current_worker() is not None
 
 
 def _forget(me: int, wanted: _Wanted) -> None:

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar, final
+from typing import Final, final
 
 from agentcore.errors import WorkerPoolError
 from agentcore.pools import _child
@@ -22,6 +24,8 @@ KEPT: Final = 8 << 20
 """Bytes that the file of a worker keeps for the next job; what a greater one has taken is given back."""
 LONGEST: Final = 1_000_000.0
 """Seconds for which a descriptor can be waited for."""
+_NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+"""For a program that would be ended by writing to a worker that has died: it has SIGPIPE as the shell does."""
 _ANSWERS: Final = frozenset((_child.RESULT, _child.ERROR, _child.PARTS, _child.TEXT))
 
 
@@ -49,31 +53,30 @@ class Child:
         self.has_begun = False
         self._serial = 0
         self._is_asked = self._is_reaped = False
-        self._socket, theirs = (_above_stdio(end) for end in socket.socketpair())
-        self._file = _above_stdio(_file_in_memory())
-        # Whose other end closes with this process, and with nothing else.
-        lifeline, self._line = _pipe()
-        self.bell = Bell(self._socket.fileno())
-        numbers = (theirs.fileno(), self._file, lifeline)
-        _lines.update((self._line, theirs.fileno()))
-        try:
+        with ExitStack() as undo, ExitStack() as theirs:
+            self._socket, their_socket = _socket_pair()
+            undo.callback(self._socket.close)
+            theirs.callback(their_socket.close)
+            self._file = _file_in_memory()
+            undo.callback(os.close, self._file)
+            # Whose other end closes with this process, and with nothing else.
+            lifeline, self._line = _pipe()
+            theirs.callback(os.close, lifeline)
+            undo.callback(self._close_line)
+            self.bell = Bell(self._socket.fileno())
+            undo.callback(self.bell.close)
+            numbers = (their_socket.fileno(), self._file, lifeline)
+            _lines.update((self._line, numbers[0]))
+            theirs.callback(_lines.discard, numbers[0])
             self._process = subprocess.Popen(
                 # -P: the folder of the script is no place for modules to be found in.
                 [sys.executable, "-P", *_options(), str(Path(_child.__file__)), *map(str, numbers)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=numbers,
             )
-        except BaseException:
-            self.bell.close()
-            self._socket.close()
-            os.close(self._file)
-            self._close_line()
-            raise
-        finally:
-            os.close(lifeline)
-            _lines.discard(theirs.fileno())
-            theirs.close()
-        self._channel = _child.Channel(self._socket.fileno(), self._file)
+            undo.pop_all()
+        # Nothing that knows this object: what the channel has open goes with the last reference to it.
+        self._channel = _child.Channel(self._socket.fileno(), self._file, partial(_write, self._socket))
 
     def boot(self, config: ProcessWorkerPoolConfig) -> None:
         """Make it ready.
@@ -168,6 +171,10 @@ class Child:
         self.reap()
 
 
+def _write(line: socket.socket, data: bytes) -> int:
+    return line.send(data, _NO_SIGNAL)
+
+
 def decode_error(kind: int, content: bytes | memoryview) -> BaseException:
     """Return the error that a worker process has told of, with its traceback as the cause."""
     loaded = pickle.loads(content)
@@ -176,8 +183,9 @@ def decode_error(kind: int, content: bytes | memoryview) -> BaseException:
         error: BaseException = loaded[0]
     elif kind == _child.PARTS:
         cls, args, state, _ = loaded
-        error = cls.__new__(cls, *args)
-        error.args = args
+        base = _child.built_in(cls)
+        error = base.__new__(cls, *args)
+        base.__init__(error, *args)
         vars(error).update(state)
     else:
         name, message, _ = loaded
@@ -197,6 +205,8 @@ def _main_module() -> tuple[str, str] | None:
         return found
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name == "__main__":  # of a folder or an archive, which is run as a whole
+        return "path", str(Path(sys.argv[0]).absolute())
     if isinstance(name, str):
         return "name", name
     path = getattr(main, "__file__", None)
@@ -224,8 +234,12 @@ class Bell:
 
     def __init__(self, handle: int) -> None:
         self._era = _era
-        self._mouth, self._tongue = _pipe()
         self._selector = selectors.DefaultSelector()
+        try:
+            self._mouth, self._tongue = _pipe()
+        except BaseException:
+            self._selector.close()
+            raise
         self._selector.register(handle, selectors.EVENT_READ)
         self._selector.register(self._mouth, selectors.EVENT_READ)
 
@@ -256,26 +270,30 @@ class Bell:
             self._mouth = self._tongue = -1
 
 
-D = TypeVar("D", int, socket.socket)
-
-
-def _above_stdio(descriptor: D) -> D:
-    """Return a descriptor that is none of the three which a job prints to: a program may have been started without those."""
-    number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
-    if number > 2:
-        return descriptor
+def _above_stdio(*descriptors: int) -> tuple[int, ...]:
+    """Return descriptors, none of which is one of the three that a job prints to: a program may have been started without those."""
+    if min(descriptors) > 2:
+        return descriptors
     import fcntl  # noqa: PLC0415 - not on Windows
 
-    higher: int = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
-    if isinstance(descriptor, int):
-        os.close(descriptor)
-        return higher
-    descriptor.close()
-    return socket.socket(fileno=higher)
+    with ExitStack() as undo, ExitStack() as lower:
+        higher = []
+        for one in descriptors:
+            lower.callback(os.close, one)
+        for one in descriptors:
+            higher.append(fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 3))
+            undo.callback(os.close, higher[-1])
+        undo.pop_all()
+    return tuple(higher)
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    near, far = _above_stdio(*(end.detach() for end in socket.socketpair()))
+    return socket.socket(fileno=near), socket.socket(fileno=far)
 
 
 def _pipe() -> tuple[int, int]:
-    reading, writing = (_above_stdio(end) for end in os.pipe())
+    reading, writing = _above_stdio(*os.pipe())
     return reading, writing
 
 
@@ -287,7 +305,8 @@ def _file_in_memory() -> int:
         with tempfile.TemporaryFile() as temporary:
             file = os.dup(temporary.fileno())
     os.ftruncate(file, _child.OFFSET)
-    return file
+    (higher,) = _above_stdio(file)
+    return higher
 
 
 # The ends of the lines to workers that this process holds. What it forks must let go of them: a line ends when the last end

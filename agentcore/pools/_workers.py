@@ -20,7 +20,7 @@ from typing import Any, Final, final
 import anyio
 
 from agentcore import _interop
-from agentcore._context import detached_context
+from agentcore._context import current_pool_job, detached_context
 from agentcore._interop._waiting import Waiter, WaitingRoom
 from agentcore.errors import (
     JobCancelledError,
@@ -40,7 +40,7 @@ from agentcore.pools._jobs import (
 from agentcore.pools._manager import Manager
 from agentcore.pools._records import DEFAULT_OPTIONS, JobOptions
 from agentcore.pools._settling import SettlingPool, Worker
-from agentcore.pools._waits import waiting_for, waiting_in_worker
+from agentcore.pools._waits import is_awaited_by_worker, waiting_for, waiting_in_worker
 
 # What a job ends with when its caller is cancelled, among others: that cancellation goes first.
 _OF_THE_CALLER: Final = (JobCancelledError, WorkerPoolClosedError)
@@ -107,12 +107,14 @@ class WorkingPool(SettlingPool):
         await room.checkpoint_if_cancelled()
         job = self._make(function, args, kwargs, options)
         job.listener = waiter = room.waiter()
+        if options.timeout is None:
+            job.within = current_pool_job.get()
         if _interop.is_time_replaced():
             await self._perform_in_simulation(job, waiter, options)
         else:
             self._admit(job, must_fit=options.when_full == "raise")
             may_leave = partial(self._withdraw, job, abandon=options.abandon_on_cancel)
-            if current_worker() is None or options.timeout is not None:
+            if options.timeout is not None or not is_awaited_by_worker():
                 await waiter.wait(may_leave)
             else:
                 await self._wait_in_worker(job, waiter, may_leave)
@@ -121,7 +123,7 @@ class WorkingPool(SettlingPool):
         return job.give()
 
     async def _wait_in_worker(self, job: Job, waiter: Waiter, may_leave: Callable[[], bool]) -> None:
-        """Wait in an event loop that a job runs, which ends no sooner than this."""
+        """Wait for a job in something that a worker waits for."""
         try:
             with waiting_in_worker((job, self), "a job that awaits another one"):
                 await waiter.wait(may_leave)
@@ -264,8 +266,10 @@ class WorkingPool(SettlingPool):
         with self._lock:
             calm = self._settle_done(worker, done, value, error, now)
             listener, done.listener = done.listener, None
-            # Not before the callbacks of a future have been called, which may take their time.
-            job, new = (None, None) if isinstance(listener, PoolFuture) else self._next(worker, now)
+            # Not before the callbacks of a future have been called, which may take their time. In a simulation all the same,
+            # lest that finds everything at rest in between.
+            is_slow = isinstance(listener, PoolFuture) and done.hand_off is None
+            job, new = (None, None) if is_slow else self._next(worker, now)
         # Those first who wait for the end of everything: in a simulation nothing may be missed by then.
         for callback in calm:
             callback()
@@ -332,12 +336,12 @@ class WorkingPool(SettlingPool):
         if worker.is_replaced or is_spent:
             self._leave(worker)
             return None, self._call_worker() if self._queue else None
-        job = self._queue.pop()
-        if job is not None and job.deadline is not None and job.deadline <= now:
+        while (job := self._queue.pop()) is not None and job.deadline is not None and job.deadline <= now:
             self._counts.timed_out += 1
             self._queue.undo_pop()
             self._late.append(self._settle_queued(job, job.too_late(self.name, "queued", job.timeout or 0.0)))
-            return None, None  # it comes again when that has been told
+            if job.hand_off is None:
+                return None, None  # it comes again when that has been told
         if job is None:
             if self._state == "open":
                 self._idle.append(worker)
@@ -358,6 +362,7 @@ class WorkingPool(SettlingPool):
         job.started = now
         job.worker = worker
         worker.job = job
+        worker.is_waiting = False  # it may have been given the job before it has gone to sleep
         self._counts.begin(now - job.submitted)
 
     def _leave(self, worker: Worker) -> None:

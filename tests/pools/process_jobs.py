@@ -242,6 +242,47 @@ class Picky(Exception):
         self.number = number
 
 
+class Prefixed(Exception):
+    """Its constructor makes something else of what it is given, each time anew."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"no such thing: {what}")
+
+
+class Made(Exception):
+    """Is made by a call of its own, that takes something else than what it hands on."""
+
+    def __new__(cls, what: str, number: int) -> Self:
+        return super().__new__(cls, what, number)
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(f"{what}/{number}")
+
+
+class Missing(FileNotFoundError):
+    """As `Prefixed`, of a class of the system's errors."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(2, "no such file", f"/tmp/{what}")
+
+
+class Silent:
+    """A stream that only takes."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def replace_output() -> int:
+    sys.stdout = Silent()  # type: ignore[assignment]
+    return 1
+
+
+def drop_output() -> int:
+    del sys.stdout
+    return 2
+
+
 class Locked(Exception):
     """Has what cannot be pickled."""
 
@@ -263,13 +304,8 @@ class Mute(Exception):
 class Unloadable(Exception):
     """Can be pickled and not loaded: neither whole nor in parts."""
 
-    def __new__(cls, *args: object) -> Self:
-        if args:
-            raise TypeError("made without arguments only")
-        return super().__new__(cls)
-
-    def __init__(self, *args: object) -> None:
-        self.args = ("something",)
+    def __init__(self) -> None:
+        super().__init__(FailsAtLoading())
 
 
 def raise_plain(message: str) -> NoReturn:

@@ -9,8 +9,12 @@ import anyio.lowlevel
 import pytest
 
 from agentcore import (
+    AgentConfig,
+    AgentContext,
+    AgentResult,
     AgentRuntime,
     AsyncioWorkerPool,
+    BaseAgent,
     BaseWorkerPool,
     ConfigurationError,
     ProcessWorkerPool,
@@ -22,6 +26,7 @@ from agentcore import (
     ThreadWorkerPoolConfig,
     WorkerPoolClosedError,
     WorkerPoolConfig,
+    WorkerPoolDeadlockError,
     WorkerPoolReport,
     WorkerPoolType,
     get_worker_pool,
@@ -340,6 +345,45 @@ async def test_a_hosted_runtime_is_the_one() -> None:
     assert "closed" == pool.state
     assert await get_worker_pool("p") is not pool
     await shutdown_all_worker_pools()
+
+
+async def test_a_job_must_not_wait_for_the_end_of_all() -> None:
+    """Told as it is, and before any pool is ended."""
+    first, second = await get_worker_pool("first"), await get_worker_pool("second")
+    with pytest.raises(WorkerPoolDeadlockError, match="shutdown of worker pool 'first' would wait for the job"):
+        await first.asubmit(shutdown_all_worker_pools)
+    assert ("open", "open") == (first.state, second.state)
+    assert 2 == await second.asubmit(double, 1)
+    await shutdown_all_worker_pools()
+
+
+async def test_what_ends_after_its_runtime_gets_no_pool_of_the_loop() -> None:
+    """An agent that is terminated, for instance: nobody would shut that pool down."""
+    refused: list[str] = []
+
+    class Agent(BaseAgent):
+        async def initialize(self) -> bool:
+            return True
+
+        async def process(self, context: AgentContext) -> AgentResult:
+            return AgentResult.success_result({"pool": str(await get_worker_pool("p"))})
+
+        async def handle_error(self, error: Exception, context: AgentContext) -> None:
+            raise error
+
+        async def terminate(self) -> None:
+            for call in (get_worker_pool("p"), shutdown_all_worker_pools()):
+                try:
+                    await call
+                except RuntimeClosedError as error:
+                    refused.append(str(error))
+
+    async with AgentRuntime() as runtime:
+        runtime.registry("agents").register("one", Agent(AgentConfig("one", "test")))
+        await runtime.ask("one", AgentContext())
+    assert 2 == len(refused)
+    assert refused[0].startswith("there is no open runtime here: got <AgentRuntime closed")
+    assert {} == await shutdown_all_worker_pools()
 
 
 def test_each_loop_has_its_own() -> None:

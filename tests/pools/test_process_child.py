@@ -144,6 +144,9 @@ def raised(function: Callable[..., Any], *args: Any) -> BaseException:
         (jobs.raise_group, (), _child.ERROR),
         (jobs.call_exit, (3,), _child.ERROR),
         (jobs.raise_picky, ("x", 1), _child.PARTS),
+        (jobs.raise_of, (jobs.Prefixed, "x"), _child.PARTS),
+        (jobs.raise_of, (jobs.Made, "x", 1), _child.PARTS),
+        (jobs.raise_of, (jobs.Missing, "x"), _child.PARTS),
     ],
 )
 def test_error_arrives_as_it_was(function: Callable[..., Any], args: tuple[Any, ...], kind: int) -> None:
@@ -152,7 +155,8 @@ def test_error_arrives_as_it_was(function: Callable[..., Any], args: tuple[Any, 
     copy = decode_error(found, content)
     assert kind == found
     assert type(error) is type(copy)
-    assert str(error) == str(copy)
+    assert (str(error), repr(error.args)) == (str(copy), repr(copy.args))
+    assert getattr(error, "filename", None) == getattr(copy, "filename", None)
     assert repr(vars(error)) == repr(vars(copy))
     assert isinstance(copy.__cause__, RemoteTraceback)
     assert f"in {function.__name__}" in str(copy.__cause__)

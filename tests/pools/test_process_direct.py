@@ -18,6 +18,7 @@ import anyio.to_thread
 import pytest
 
 from agentcore import (
+    PoolFuture,
     ProcessWorkerPool,
     ProcessWorkerPoolConfig,
     TaskPriority,
@@ -29,6 +30,7 @@ from agentcore.pools import _child
 from agentcore.pools._worker_process import Bell, Child
 from tests.pools import process_jobs as jobs
 from tests.pools.process_lines import LIMIT, Lines, children, exists, has_ended, open_files, wait_for_end, watched
+from tests.pools.thread_helpers import soon
 
 pytestmark = pytest.mark.anyio
 
@@ -95,6 +97,11 @@ def lines(tmp_path: Path) -> Iterator[Lines]:
     lines.close()
 
 
+async def rests(pool: ProcessWorkerPool) -> None:
+    """Wait until the worker has nothing to do: it tells of a future's end before it looks for more."""
+    await soon(lambda: pool._idle)
+
+
 async def wait(event: threading.Event) -> None:
     assert await anyio.to_thread.run_sync(event.wait, LIMIT)
 
@@ -130,14 +137,33 @@ async def test_whoever_submits_writes(pool: ProcessWorkerPool, giving: Giving) -
     here = threading.get_ident()
     assert 4 == await pool.asubmit(jobs.double, 2)
     assert 6 == await pool.submit(jobs.double, 3)
+    await rests(pool)
     assert 8 == pool.submit(jobs.double, 4).result(LIMIT)
     assert [here] * 3 == giving.threads
+    await rests(pool)
     assert 10 == await anyio.to_thread.run_sync(lambda: pool.submit(jobs.double, 5).result(LIMIT))
     assert 4 == len(giving.threads)
     assert giving.threads[3] != here
     metrics = pool.metrics
     assert (5, 0, 0, 1) == (metrics.succeeded, metrics.queued, metrics.running, metrics.workers)
     assert 5 == sum(metrics.wait_histogram) == sum(metrics.run_histogram)
+
+
+async def test_worker_is_given_a_job_before_it_sleeps(pool: ProcessWorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes for the next one all the same when it has done it."""
+    turn, futures = pool._turn, list[PoolFuture[int]]()
+
+    def turn_and_submit(*args: Any) -> Any:
+        job = turn(*args)
+        if not futures:
+            futures.extend(pool.submit(jobs.double, number) for number in (2, 3))
+        return job
+
+    monkeypatch.setattr(pool, "_turn", turn_and_submit)
+    assert 2 == await pool.asubmit(jobs.double, 1)
+    await soon(lambda: len(futures) == 2)
+    with anyio.fail_after(LIMIT):
+        assert [4, 6] == [await future for future in futures]
 
 
 async def test_running_job_is_seen(pool: ProcessWorkerPool, giving: Giving, lines: Lines) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import sys
@@ -20,6 +21,7 @@ from agentcore import (
     ProcessWorkerPool,
     ProcessWorkerPoolConfig,
     RemoteTraceback,
+    ThreadWorkerPool,
     WorkerCrashedError,
     WorkerPoolError,
     WorkerTimeoutError,
@@ -124,7 +126,7 @@ FAULTS = {
     ),
     "exception with arguments of its own": Fault(jobs.raise_picky, ("disk full", 28), is_picky),
     "exception that cannot be loaded": Fault(
-        jobs.raise_of, (jobs.Unloadable,), cannot_be_loaded("TypeError('made without arguments only')")
+        jobs.raise_of, (jobs.Unloadable,), cannot_be_loaded("LookupError('not here')")
     ),
     "argument that kills at loading": Fault(jobs.echo, (jobs.KillsAtLoading(),), crashes("exit code 7")),
     "argument that fails at loading": Fault(jobs.echo, (jobs.FailsAtLoading(),), raises(LookupError, "not here")),
@@ -298,3 +300,26 @@ async def test_job_whose_worker_was_killed_for_its_caller_says_so(pool: ProcessW
     with pytest.raises(JobCancelledError, match="was killed with its worker: got nobody who still waits for it"):
         future.result(0)
     assert ("closed", 1) == (own.state, own.metrics.cancelled)
+
+
+async def test_job_may_do_anything_with_its_output(pool: ProcessWorkerPool) -> None:
+    """The result counts."""
+    assert [1, 2, 4] == [await pool.asubmit(job) for job in (jobs.replace_output, jobs.drop_output)] + [
+        await pool.asubmit(jobs.double, 2)
+    ]
+
+
+async def test_memory_of_a_great_argument_is_given_back() -> None:
+    """As that of a great result is."""
+    async with ProcessWorkerPool("own", ProcessWorkerPoolConfig(workers=1)) as own:
+        assert LARGE == await own.asubmit(len, bytes(LARGE))
+        (worker,) = own._workers
+        assert os.fstat(worker.child._file).st_size < LARGE
+
+
+async def test_crash_of_another_pool_is_a_failure_of_this_one(pool: ProcessWorkerPool) -> None:
+    """A job that asks another pool, and hands on what has become of it."""
+    async with ThreadWorkerPool("threads") as threads:
+        with pytest.raises(WorkerCrashedError):
+            await threads.asubmit(lambda: pool.submit(jobs.exit_now, 3).result(LIMIT))
+        assert (1, 0) == (threads.metrics.failed, threads.metrics.crashed)

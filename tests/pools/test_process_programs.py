@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipapp
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -137,7 +138,43 @@ def test_program_without_a_file() -> None:
     assert "double" in second
 
 
+@pytest.mark.parametrize("name", ["head", "encode", "flush", "main", "serve"])
+def test_program_without_a_file_is_not_taken_for_the_worker(name: str) -> None:
+    """Whose functions it may happen to have names of."""
+    program = textwrap.dedent(START).replace("def double", f"def {name}").replace(" double,", f" {name},")
+    first, second, third = output("-c", program + "\nwork()").splitlines()
+    assert ("8", "8") == (first, third)
+    assert second.startswith("AttributeError ")
+
+
+@pytest.mark.parametrize("is_archive", [False, True], ids=["folder", "archive"])
+def test_folder_that_is_a_program(tmp_path: Path, is_archive: bool) -> None:
+    script = written(tmp_path, "app/__main__.py", START + "\n    if __name__ == '__main__':\n        work()\n")
+    target = Path(script).parent
+    if is_archive:
+        target = tmp_path / "app.pyz"
+        zipapp.create_archive(Path(script).parent, target)
+    assert "8\n8\n8\n" == output(str(target))
+
+
 # Signals.
+
+
+def test_broken_line_ends_no_program_that_has_the_signal_of_the_shell() -> None:
+    """Many utilities restore it. The worker is killed while it is given a job."""
+    program = """
+        import os, signal
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        from agentcore import ProcessWorkerPool, ProcessWorkerPoolConfig, WorkerCrashedError
+
+        with ProcessWorkerPool("own", ProcessWorkerPoolConfig(workers=1)) as pool:
+            pool.submit(len, "abc").result(10)
+            (worker,) = pool._workers
+            os.kill(worker.child._process.pid, signal.SIGSTOP)
+            worker.child._socket.shutdown(2)
+            print(pool.submit(len, "abc").result(10))
+    """
+    assert "3\n" == output("-c", textwrap.dedent(program))
 
 
 def test_interrupt_is_meant_for_the_program(lines: Lines) -> None:

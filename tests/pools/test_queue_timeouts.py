@@ -325,3 +325,20 @@ async def test_with_a_timeout_there_is_an_end(kind: Kind) -> None:
 
     async with kind("p", configured()) as pool:
         assert "queued" == await pool.asubmit(work, pool)
+
+
+@simulate(runs=10)
+async def test_a_timeout_of_who_waits_for_space(kind: Kind) -> None:
+    """It is his, for nobody else can be told yet."""
+    door = Door()
+    async with kind("p", configured(max_queue_size=1)) as pool:
+        await pool.submit(door)
+        await anyio.wait_all_tasks_blocked()
+        await pool.submit(nothing)
+        began = anyio.current_time()
+        with pytest.raises(WorkerTimeoutError, match="was not begun within its timeout: got more than 3 s"):
+            await pool.options(when_full="wait", timeout=3).submit(nothing)
+        assert 3 == anyio.current_time() - began
+        assert {"queued": 1, "running": 1, "timed_out": 1} == counts(pool.metrics)
+        door.opened.set()
+    assert {"succeeded": 2, "timed_out": 1} == counts(pool.metrics)
