@@ -56,7 +56,7 @@ def own_pool_by_a_task_of_the_call(pools: Pools) -> int:
 
     try:
         return pools.call(both)  # type: ignore[no-any-return]
-    except* WorkerPoolDeadlockError as group:
+    except ExceptionGroup as group:
         raise group.exceptions[0] from None
 
 
