@@ -2,32 +2,28 @@
 
 This is the only part that composes the others, and a facade in front of them: tasks are executed by `Scheduler`
 (``runtime.tasks``), found their agents by `Directory` (``runtime.agents``), and how the block is entered and left is decided
-by `Lifetime`.
+by `Lifetime`. What callers have it do stands in `_work`.
 """
 
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Final, Literal, Self, TypeVar, TypeVarTuple, final
+from typing import Any, Final, Literal, Self, TypeVar, TypeVarTuple, final
 
 import anyio
 import anyio.lowlevel
 
-from agentcore._agent_records import AgentContext, AgentResult, Emit, Limit, check_seconds
-from agentcore._agents import BaseAgent
-from agentcore._asks import Asks, own_context
+from agentcore._agent_records import check_seconds
+from agentcore._asks import Asks
 from agentcore._breaker import CircuitBreaker
 from agentcore._context import current_runtime
 from agentcore._directory import Directory
 from agentcore._events import Event, EventLog, EventSink
 from agentcore._failures import Failures
-from agentcore._groups import Completions, OnError, TaskGroup, checked, checked_limit, map_tasks
-from agentcore._handle import TaskHandle
 from agentcore._host import Host
-from agentcore._job import Plan
 from agentcore._ledger import Ledger
 from agentcore._lifetime import Lifetime
 from agentcore._owned_breakers import OwnedCircuitBreakers
@@ -36,9 +32,8 @@ from agentcore._registry import Registry
 from agentcore._resources import Manager, Resources
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
-from agentcore._scheduler import Scheduler, to_task
-from agentcore._streams import AgentStream, check_buffer
-from agentcore._tasks import BaseTask, TaskFactory
+from agentcore._scheduler import Scheduler
+from agentcore._work import Work
 from agentcore.errors import ConfigurationError, RuntimeClosedError
 from agentcore.observe import _metrics
 from agentcore.pools._named import AnyWorkerPool, WorkerPools
@@ -50,7 +45,7 @@ T = TypeVar("T")
 
 
 @final
-class AgentRuntime:
+class AgentRuntime(Work):
     """Runs tasks by agents and handlers inside a block of code.
 
         async with AgentRuntime() as runtime:
@@ -74,21 +69,19 @@ class AgentRuntime:
         ConfigurationError: an argument is not usable; at entry, if it is strict by default in an asynchronous generator.
     """
 
-    factory: ClassVar[type[TaskFactory]] = TaskFactory
-    """Makes the tasks of which only a type is given."""
-
     def __init__(
         self, config: RuntimeConfig | None = None, *, grace: float | None = None, hosted: bool | None = None
     ) -> None:
-        self.config: Final = RuntimeConfig.of(config, grace)
+        config = RuntimeConfig.of(config, grace)
         self._log = EventLog(capacity=1024)
-        ledger = Ledger(self.config.retention)
+        ledger = Ledger(config.retention)
         self._failures = Failures(ledger, is_hosted=bool(hosted))
-        self.agents: Final = Directory()
-        self.breakers: Final = OwnedCircuitBreakers(self._log)
-        self.tasks: Final = Scheduler(
-            self, self._log, ledger, self._failures, in_flight=self.config.in_flight, queue=self.config.queue
+        super().__init__(
+            config,
+            Directory(),
+            Scheduler(self, self._log, ledger, self._failures, in_flight=config.in_flight, queue=config.queue),
         )
+        self.breakers: Final = OwnedCircuitBreakers(self._log)
         self._asks = Asks(self, self.agents, self.tasks)
         self.resources: Final = Resources(self._failures)
         self.pools: Final = WorkerPools()
@@ -142,226 +135,6 @@ class AgentRuntime:
     def hosted(self) -> bool:
         """Whether it lives in the event loop and not in its block."""
         return bool(self._lifetime.hosted)
-
-    # Work.
-
-    async def run(
-        self,
-        task: BaseTask | str,
-        input: Mapping[str, Any] | None = None,
-        *,
-        timeout: float | None = None,
-        deadline: float | None = None,
-        **fields: Any,
-    ) -> dict[str, Any]:
-        """Execute a task here and return its output. It belongs to the caller: cancelled with him, in his context.
-
-        It waits for its turn if `in_flight` tasks run already, and adds no checkpoint of its own otherwise. Inside
-        another task it takes that one's place, which waits here anyway.
-
-        Args:
-            task: a task, or a type to make one of.
-            input: of the new task.
-            timeout: seconds that the execution may take.
-            deadline: seconds until the end, the wait for a turn included.
-            **fields: further fields of the new task: ``priority``, ``id``, ``metadata``, ``trace_id``, ``parent_id``,
-                ``timeout_ms``. Inside another task, ``parent_id`` and ``trace_id`` are taken from that one if omitted.
-
-        Returns:
-            What the agent gave: its dictionary, or ``{"result": value}``.
-
-        Raises:
-            TaskExecutionError: the task failed; ``__cause__`` is the exception behind it, if there was one.
-            TaskTimeoutError: its deadline passed before its turn.
-            TaskCanceledError: the runtime cancelled it, when it was shut down.
-            TaskRoutingError: there is neither a handler nor an agent for it.
-            TaskStateError: the task is not PENDING.
-            RuntimeClosedError: the runtime takes no tasks.
-            ConfigurationError: an argument is not usable.
-        """
-        made, plan = self._plan(task, input, timeout, deadline, fields)
-        return await self.tasks.run(made, plan)
-
-    async def submit(
-        self,
-        task: BaseTask | str,
-        input: Mapping[str, Any] | None = None,
-        *,
-        timeout: float | None = None,
-        deadline: float | None = None,
-        **fields: Any,
-    ) -> TaskHandle:
-        """Hand a task over and return a handle to it. It belongs to the runtime: it goes on when the caller does not.
-
-        Always a checkpoint, before the task is accepted. It waits while `queue` tasks wait already. A failure that
-        nobody learns of by the handle is raised when the runtime is left.
-
-        Args:
-            task: a task, or a type to make one of.
-            input: of the new task.
-            timeout: seconds that the execution may take.
-            deadline: seconds until the end, waits included.
-            **fields: as for `run`.
-
-        Raises:
-            TaskTimeoutError: the deadline passed before the queue had room.
-            TaskRoutingError: there is neither a handler nor an agent for it.
-            TaskStateError: the task is not PENDING.
-            TaskError: the runtime has the task already.
-            RuntimeClosedError: the runtime takes no tasks.
-            ConfigurationError: an argument is not usable.
-        """
-        made, plan = self._plan(task, input, timeout, deadline, fields)
-        return await self.tasks.submit(made, plan)
-
-    async def ask(
-        self,
-        ref: BaseAgent | str,
-        context: AgentContext | Mapping[str, Any] | None = None,
-        *,
-        timeout: float | None = None,
-    ) -> AgentResult:
-        """Have an agent execute here, in the caller's own task, and return its result: no task is made, nothing waits in line.
-
-        It adds no checkpoint of its own; it waits only if the agent executes as often as it may already.
-
-        Args:
-            ref: an agent, or what one is registered as. Of a class or a factory one is made, and terminated afterwards.
-            context: what to work on; a dictionary becomes the parameters of one. It is copied: the agent's context has the
-                same task, memory, parameters and metadata.
-            timeout: seconds that the execution may take; then `BaseAgent.handle_error` gets an AgentTimeoutError.
-
-        Returns:
-            As `BaseAgent.execute`.
-
-        Raises:
-            AgentExecutionError: the agent failed to handle an error.
-            AgentTerminatedError: the agent has been terminated, or was while it executed.
-            AgentDeadlockError: the agent executes already in this very chain of calls, and takes no further one.
-            RuntimeClosedError: the runtime is not open; or it was shut down meanwhile, and the execution was cancelled.
-            TaskRoutingError: nothing is registered by this name.
-            AgentError: this is not the event loop of the runtime.
-            ConfigurationError: an argument is not usable.
-        """
-        if self.tasks.state != "open":
-            self.tasks.check_open("an ask", agent=str(ref))
-        now = self._lifetime.now()
-        if now is None:
-            raise self._lifetime.elsewhere("ask")
-        own = own_context(context)
-        if timeout is not None:
-            check_seconds("timeout", timeout)
-            own._limit = Limit(now + timeout, "timeout", timeout)
-        return await self._asks.execute(ref, own)
-
-    def stream(
-        self,
-        ref: BaseAgent | str,
-        context: AgentContext | Mapping[str, Any] | None = None,
-        *,
-        timeout: float | None = None,
-        buffer: int = 0,
-    ) -> AgentStream:
-        """Return a block in which an agent executes, to go through what it emits: ``async with``, then ``async for``.
-
-        Args:
-            ref: as for `ask`.
-            context: as for `ask`.
-            timeout: as for `ask`.
-            buffer: how many items the agent may be ahead of who takes them.
-
-        Raises:
-            RuntimeClosedError: the runtime is not open.
-            AgentError: this is not the event loop of the runtime.
-            ConfigurationError: an argument is not usable.
-        """
-        self.tasks.check_open("a stream", agent=str(ref))
-        group = self._lifetime.group
-        if group is None or self._lifetime.now() is None:
-            raise self._lifetime.elsewhere("stream")
-        check_buffer(buffer)
-        check_seconds("timeout", timeout)
-        own = own_context(context)
-
-        def start(perform: Callable[[], Coroutine[Any, Any, None]]) -> None:
-            self.tasks.check_open("a stream", agent=str(ref))
-            group.start_soon(perform, name="stream of an agent")
-
-        async def execute(emit: Emit) -> AgentResult:
-            self.tasks.check_open("a stream", agent=str(ref))
-            own._emit = emit
-            if timeout is not None:
-                own._limit = Limit(anyio.current_time() + timeout, "timeout", timeout)
-            return await self._asks.execute(ref, own)
-
-        return AgentStream(execute, start, self._failures, buffer)
-
-    def group(self, on_error: OnError = "cancel") -> TaskGroup:
-        """Return a block for tasks that end with it: ``async with runtime.group() as group: group.start(...)``.
-
-        Args:
-            on_error: what happens when a task fails. ``cancel``: the others and the block are cancelled, and leaving the block
-                raises all failures as a `TaskGroupError`, with the results of those that succeeded. ``first``: likewise, but
-                the first failure is raised as it is, with notes of the others. ``collect``: nothing; look at the handles or
-                at `TaskGroup.results`. A failure that nobody has looked at is raised when the runtime is left.
-
-        Raises:
-            ConfigurationError: there is no such way to handle errors.
-        """
-        return TaskGroup(self.tasks, self._plan, on_error)
-
-    async def map(
-        self,
-        task_type: str,
-        inputs: Iterable[Mapping[str, Any]],
-        *,
-        limit: int | None = None,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> list[dict[str, Any]]:
-        """Run a task for each input and return the outputs, in the order of the inputs. The first failure cancels the rest.
-
-        Args:
-            task_type: what tasks.
-            inputs: of the tasks; drawn as there is room for them.
-            limit: how many may run or wait at a time; None for `RuntimeConfig.in_flight`.
-            timeout: seconds that each execution may take.
-            **fields: as for `run`.
-
-        Raises:
-            TaskGroupError: tasks failed; it has the results of all that have ended.
-            TaskRoutingError: there is neither a handler nor an agent for them.
-            RuntimeClosedError: the runtime takes no tasks.
-            ConfigurationError: an argument is not usable.
-        """
-        group = self.group()
-        start = partial(self._start_in, group, task_type, timeout, fields)
-        return await map_tasks(group, start, checked(inputs), checked_limit(limit, self.config.in_flight))
-
-    def as_completed(
-        self,
-        task_type: str,
-        inputs: Iterable[Mapping[str, Any]],
-        *,
-        limit: int | None = None,
-        timeout: float | None = None,
-        **fields: Any,
-    ) -> Completions:
-        """Return a block in which a task runs for each input, to go through their handles as they end.
-
-        Args:
-            task_type: what tasks.
-            inputs: of the tasks; drawn as handles are taken out.
-            limit: how many may have been started and not been taken; None for `RuntimeConfig.in_flight`.
-            timeout: seconds that each execution may take.
-            **fields: as for `run`.
-
-        Raises:
-            ConfigurationError: an argument is not usable.
-        """
-        group = self.group("collect")
-        start = partial(self._start_in, group, task_type, timeout, fields)
-        return Completions(group, start, checked(inputs), checked_limit(limit, self.config.in_flight))
 
     async def resource(self, manager: Manager[T], name: str | None = None, *, close_timeout: float = 5.0) -> T:
         """Open a context manager that agents share, and return what it gives. It is closed when the runtime ends.
@@ -581,20 +354,3 @@ class AgentRuntime:
     ) -> Literal[False]:
         await self._lifetime.leave(exc_type, exc, traceback)  # noqa: ASYNC102 - shields what must not be cut short
         return False
-
-    def _plan(
-        self,
-        task: BaseTask | str,
-        input: Mapping[str, Any] | None,
-        timeout: float | None,
-        deadline: float | None,
-        fields: Mapping[str, Any],
-    ) -> tuple[BaseTask, Plan]:
-        self._lifetime.check_place("run and submit")
-        made = to_task(task, input, fields, self.factory, self.tasks)
-        return made, Plan.make(made, self.agents.route(made.type), timeout, deadline)
-
-    def _start_in(
-        self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]
-    ) -> TaskHandle:
-        return group.start(task_type, input, timeout=timeout, **fields)

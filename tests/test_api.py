@@ -83,7 +83,10 @@ def class_members(cls: type) -> Iterator[str]:
         yield f"__init__{signature(cls)}"
     seen = set()
     for owner in cls.__mro__:
-        private_base = owner.__module__.startswith("agentcore") and owner.__name__[0] == "_"
+        # What is exported says that it comes from the package itself.
+        private_base = owner.__module__.startswith("agentcore") and (
+            owner.__name__[0] == "_" or "._" in owner.__module__
+        )
         if owner is not cls and not private_base:
             continue
         for name, member in list(vars(owner).items()):
