@@ -41,8 +41,10 @@ from agentcore._scheduler import TaskStatistics
 from agentcore._streams import AgentStream
 from agentcore._sync import SyncRuntime, SyncTaskHandle, sync_runtime
 from agentcore._system import SystemContext, initialize_system, shutdown_system
+from agentcore._task_factory import TaskFactory
 from agentcore._task_records import Checkpoint
-from agentcore._tasks import BaseTask, TaskFactory, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.abc import WorkerPool
 from agentcore.config import (
     LoggingConfiguration,

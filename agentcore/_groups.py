@@ -22,7 +22,8 @@ from agentcore._handle import TaskHandle, error_of, outcome_of
 from agentcore._job import Job, Plan
 from agentcore._rules.task_states import TaskState
 from agentcore._scheduler import Scheduler
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.errors import ConfigurationError, CoreError, RuntimeClosedError, TaskGroupError, text_of, texts_of
 
 OnError: TypeAlias = Literal["cancel", "collect", "first"]

@@ -10,7 +10,8 @@ import anyio
 import anyio.lowlevel
 
 from agentcore._rules.task_states import TaskState
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.errors import CoreError, TaskCanceledError, TaskExecutionError, TaskTimeoutError, text_of
 
 

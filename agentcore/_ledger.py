@@ -11,7 +11,8 @@ from typing import Final
 from agentcore._handle import TaskHandle, error_of
 from agentcore._job import Job
 from agentcore._rules.task_states import TaskState
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.errors import CoreError, TaskNotFoundError
 
 MAX_LOST: Final = 100

@@ -9,7 +9,7 @@ from typing import final
 import attrs
 
 from agentcore._scheduler import TaskStatistics
-from agentcore._tasks import TaskResult
+from agentcore._task_result import TaskResult
 from agentcore.errors import ConfigurationError
 from agentcore.pools._records import WorkerPoolsStatistics
 

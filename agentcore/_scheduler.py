@@ -33,8 +33,10 @@ from agentcore._interop import split_cancellation
 from agentcore._job import Job, Plan, Watcher
 from agentcore._ledger import Ledger
 from agentcore._rules.task_states import INITIAL, TaskPriority, TaskState
+from agentcore._task_factory import TaskFactory
 from agentcore._task_records import to_priority
-from agentcore._tasks import BaseTask, TaskFactory, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.abc import TaskRunner
 from agentcore.errors import (
     ConfigurationError,

@@ -17,7 +17,8 @@ from agentcore._resources import Manager
 from agentcore._rules.task_states import TaskState
 from agentcore._runtime import AgentRuntime
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.errors import ConfigurationError
 
 Args = TypeVarTuple("Args")

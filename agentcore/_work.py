@@ -21,7 +21,8 @@ from agentcore._lifetime import Lifetime
 from agentcore._runtime_records import RuntimeConfig
 from agentcore._scheduler import Scheduler, to_task
 from agentcore._streams import AgentStream, check_buffer
-from agentcore._tasks import BaseTask, TaskFactory
+from agentcore._task_factory import TaskFactory
+from agentcore._tasks import BaseTask
 
 
 class Work:
