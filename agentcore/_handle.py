@@ -71,6 +71,21 @@ class TaskHandle:
         """Whether the task has ended and what it started has been unwound."""
         return self._done
 
+    @property
+    def retried(self) -> int:
+        """How often the task has been, or is to be, executed again."""
+        task = self._task
+        return max(0, task.attempt - 1 + self.waiting_for_retry)
+
+    @property
+    def waiting_for_retry(self) -> bool:
+        """Whether the task waits for its next execution."""
+        return self._task.not_before is not None
+
+    def progress(self) -> Any:
+        """Return what the task has told last of how far it has come, by `AgentContext.progress`; None before."""
+        return self._task._progress
+
     async def wait(self) -> TaskResult:
         """Wait until the task has ended, however it did. Always a checkpoint. Leaving by cancellation harms nothing.
 

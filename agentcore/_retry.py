@@ -147,6 +147,17 @@ class RetryPolicy:
         )
 
 
+def check_retry(subject: str, retry: object, *, or_false: bool = False) -> None:
+    """Accept policies, and None for what is the default.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if retry is None or isinstance(retry, RetryPolicy) or (or_false and retry is False):
+        return
+    raise _unusable(subject, "retry", retry, "a RetryPolicy", "write retry=RetryPolicy(attempts=3), or leave it out")
+
+
 @final
 @attrs.frozen(kw_only=True)
 class RetryNotice:

@@ -7,6 +7,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import attrs
+
 from agentcore._tasks import BaseTask
 
 
@@ -42,3 +44,9 @@ class TaskFactory:
         if cls.defaults:
             fields = {**copy.deepcopy(dict(cls.defaults)), **fields}
         return cls.task_class.create(type, input, **fields)
+
+
+def remade(task: BaseTask) -> BaseTask:
+    """Return a new task that is made of what another one was made of, but for the identifier."""
+    arguments = [field for field in attrs.fields(type(task)) if field.init and field.alias != "id"]
+    return type(task)(**{str(field.alias): getattr(task, field.name) for field in arguments})

@@ -1,4 +1,4 @@
-"""What is known of a task at one moment."""
+"""What is known of tasks: of one at a moment, of all of a runtime."""
 
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
@@ -50,3 +50,29 @@ class TaskResult:
                 duration_ms=task.duration_ms,
                 attempt=task._attempt,
             )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TaskStatistics:
+    """What a runtime has done with its tasks.
+
+    Attributes:
+        accepted: tasks taken on.
+        completed: tasks that ended COMPLETED.
+        failed: tasks that ended FAILED.
+        canceled: tasks that ended CANCELED.
+        in_flight: slots in use now.
+        queued: tasks that wait for a slot now.
+        retried: how often a task was to be executed again.
+        waiting_for_retry: tasks that wait for that moment now.
+    """
+
+    accepted: int
+    completed: int
+    failed: int
+    canceled: int
+    in_flight: int
+    queued: int
+    retried: int = 0
+    waiting_for_retry: int = 0

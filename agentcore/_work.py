@@ -3,13 +3,14 @@
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import anyio
+import anyio.lowlevel
 
-from agentcore._agent_records import AgentContext, AgentResult, Emit, Limit, check_seconds
+from agentcore._agent_records import AgentCapability, AgentContext, AgentResult, Emit, Limit, check_seconds
 from agentcore._agents import BaseAgent
 from agentcore._asks import Asks, own_context
 from agentcore._directory import Directory
@@ -17,12 +18,15 @@ from agentcore._failures import Failures
 from agentcore._groups import Completions, OnError, TaskGroup, checked, checked_limit, map_tasks
 from agentcore._handle import TaskHandle
 from agentcore._job import Plan
+from agentcore._keys import check_key
 from agentcore._lifetime import Lifetime
+from agentcore._retry import RetryPolicy, check_retry
 from agentcore._runtime_records import RuntimeConfig
-from agentcore._scheduler import Scheduler, to_task
+from agentcore._scheduler import Scheduler
 from agentcore._streams import AgentStream, check_buffer
 from agentcore._task_factory import TaskFactory
 from agentcore._tasks import BaseTask
+from agentcore.errors import ConfigurationError
 
 
 class Work:
@@ -42,6 +46,7 @@ class Work:
         self.config = config
         self.agents = agents
         self.tasks = tasks
+        tasks.plan_like = self._plan_like
 
     async def run(
         self,
@@ -50,6 +55,10 @@ class Work:
         *,
         timeout: float | None = None,
         deadline: float | None = None,
+        queue_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        retry: RetryPolicy | Literal[False] | None = None,
+        requires: Collection[AgentCapability | str] = (),
         **fields: Any,
     ) -> dict[str, Any]:
         """Execute a task here and return its output. It belongs to the caller: cancelled with him, in his context.
@@ -60,8 +69,12 @@ class Work:
         Args:
             task: a task, or a type to make one of.
             input: of the new task.
-            timeout: seconds that the execution may take.
-            deadline: seconds until the end, the wait for a turn included.
+            timeout: seconds that each execution may take.
+            deadline: seconds until the end, waits and retries included.
+            queue_timeout: seconds that each wait for a turn may take, before the first execution and before each retry.
+            idle_timeout: seconds that an execution may go on without `AgentContext.progress`.
+            retry: whether the task is executed again if it fails; False for no, None for what its handler or the runtime says.
+            requires: what the agent has to be able to do.
             **fields: further fields of the new task: ``priority``, ``id``, ``metadata``, ``trace_id``, ``parent_id``,
                 ``timeout_ms``. Inside another task, ``parent_id`` and ``trace_id`` are taken from that one if omitted.
 
@@ -70,14 +83,24 @@ class Work:
 
         Raises:
             TaskExecutionError: the task failed; ``__cause__`` is the exception behind it, if there was one.
-            TaskTimeoutError: its deadline passed before its turn.
+            TaskTimeoutError: a deadline passed before its turn.
             TaskCanceledError: the runtime cancelled it, when it was shut down.
             TaskRoutingError: there is neither a handler nor an agent for it.
             TaskStateError: the task is not PENDING.
             RuntimeClosedError: the runtime takes no tasks.
             ConfigurationError: an argument is not usable.
         """
-        made, plan = self._plan(task, input, timeout, deadline, fields)
+        made, plan = self._plan(
+            task,
+            input,
+            fields,
+            timeout=timeout,
+            deadline=deadline,
+            queue_timeout=queue_timeout,
+            idle_timeout=idle_timeout,
+            retry=retry,
+            requires=requires,
+        )
         return await self.tasks.run(made, plan)
 
     async def submit(
@@ -87,6 +110,11 @@ class Work:
         *,
         timeout: float | None = None,
         deadline: float | None = None,
+        queue_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        retry: RetryPolicy | Literal[False] | None = None,
+        requires: Collection[AgentCapability | str] = (),
+        key: str | None = None,
         **fields: Any,
     ) -> TaskHandle:
         """Hand a task over and return a handle to it. It belongs to the runtime: it goes on when the caller does not.
@@ -97,20 +125,39 @@ class Work:
         Args:
             task: a task, or a type to make one of.
             input: of the new task.
-            timeout: seconds that the execution may take.
-            deadline: seconds until the end, waits included.
+            timeout: seconds that each execution may take.
+            deadline: seconds until the end, waits and retries included.
+            queue_timeout: as for `run`; the first wait includes that for room in the queue.
+            idle_timeout: as for `run`.
+            retry: likewise.
+            requires: likewise.
+            key: what stands for this very task. As long as one with this key runs or waits, or is COMPLETED and remembered
+                (`RuntimeConfig.retention`), its handle is returned and nothing is submitted, whatever else is given. When it
+                has FAILED or was CANCELED, the key is free again.
             **fields: as for `run`.
 
         Raises:
-            TaskTimeoutError: the deadline passed before the queue had room.
+            TaskTimeoutError: a deadline passed before the queue had room.
             TaskRoutingError: there is neither a handler nor an agent for it.
             TaskStateError: the task is not PENDING.
-            TaskError: the runtime has the task already.
+            TaskError: the runtime has the task already; or the key stands for one of another type.
             RuntimeClosedError: the runtime takes no tasks.
             ConfigurationError: an argument is not usable.
         """
-        made, plan = self._plan(task, input, timeout, deadline, fields)
-        return await self.tasks.submit(made, plan)
+        if key is not None and (known := await self._known(key, task)) is not None:
+            return known
+        made, plan = self._plan(
+            task,
+            input,
+            fields,
+            timeout=timeout,
+            deadline=deadline,
+            queue_timeout=queue_timeout,
+            idle_timeout=idle_timeout,
+            retry=retry,
+            requires=requires,
+        )
+        return await self.tasks.submit(made, plan, key)
 
     async def ask(
         self,
@@ -261,19 +308,94 @@ class Work:
         start = partial(self._start_in, group, task_type, timeout, fields)
         return Completions(group, start, checked(inputs), checked_limit(limit, self.config.in_flight))
 
+    async def _known(self, key: str, task: BaseTask | str) -> TaskHandle | None:
+        """Return the handle of the task that a key stands for, whatever else is given; None if it stands for none."""
+        check_key(key)
+        self._lifetime.check_place("submit")
+        await anyio.lowlevel.checkpoint()
+        return self.tasks.find(key, task.type if isinstance(task, BaseTask) else task)
+
     def _plan(
         self,
         task: BaseTask | str,
         input: Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+        *,
         timeout: float | None,
         deadline: float | None,
-        fields: Mapping[str, Any],
+        queue_timeout: float | None,
+        idle_timeout: float | None,
+        retry: RetryPolicy | Literal[False] | None,
+        requires: Collection[AgentCapability | str],
     ) -> tuple[BaseTask, Plan]:
         self._lifetime.check_place("run and submit")
         made = to_task(task, input, fields, self.factory, self.tasks)
-        return made, Plan.make(made, self.agents.route(made.type), timeout, deadline)
+        route = self.agents.route(made.type, requires)
+        if retry is None:
+            retry = route.retry or self.config.retry
+        else:
+            check_retry("a task", retry, or_false=True)
+        return made, Plan.make(
+            made,
+            route,
+            timeout=timeout,
+            deadline=deadline,
+            queue_timeout=queue_timeout,
+            idle_timeout=idle_timeout,
+            retry=retry or None,
+            requires=requires,
+        )
+
+    def _plan_like(self, task: BaseTask, plan: Plan) -> Plan:
+        """Plan a task as another one was planned, by whoever serves it now."""
+        self._lifetime.check_place("requeue")
+        deadline = plan.total.seconds if plan.total is not None else None
+        return Plan.make(
+            task,
+            self.agents.route(task.type, plan.requires),
+            timeout=plan.timeout,
+            deadline=deadline,
+            queue_timeout=plan.queue_timeout,
+            idle_timeout=plan.idle_timeout,
+            retry=plan.retry,
+            requires=plan.requires,
+        )
 
     def _start_in(
         self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]
     ) -> TaskHandle:
         return group.start(task_type, input, timeout=timeout, **fields)
+
+
+def to_task(
+    task: BaseTask | str,
+    input: Mapping[str, Any] | None,
+    fields: Mapping[str, Any],
+    factory: type[TaskFactory],
+    scheduler: Scheduler,
+) -> BaseTask:
+    """Return the task that is given, or make one of a type; it is a child of the task that this is called in.
+
+    Raises:
+        ConfigurationError: it is neither; or something is given to make a task of that is there already; or a key.
+    """
+    if fields and "key" in fields:
+        raise ConfigurationError(
+            f"a key is for what is submitted: got {fields['key']!r} for a task that is run, or started in a group, "
+            "whose caller has it already; use AgentRuntime.submit",
+            {"name": "key", "value": fields["key"]},
+        )
+    if isinstance(task, str):
+        return factory.create_task(task, input, **{**scheduler.inherited(), **fields})
+    if not isinstance(task, BaseTask):
+        raise ConfigurationError(
+            f"a runtime takes a task or the name of a type: got {task!r}; write BaseTask.create(type, input)",
+            {"name": "task", "value": task},
+        )
+    if input is not None or fields:
+        raise ConfigurationError(
+            f"input and fields belong to the making of a task: got them for task {task.id}, which is there; "
+            "pass them to BaseTask.create",
+            {"name": "input", "value": input, "fields": dict(fields)},
+        )
+    return task

@@ -121,9 +121,11 @@ class Later:
 
 
 SUPERVISOR: Final = Later("Supervisor")
-RETRY: Final = Later("RetryPolicy")
 TELL: Final = Later("AgentCrash")
 NOT_CONCERNED: Final = "-"
+# What a policy that covers every error makes of a task that ends so.
+RETRIED: Final = "retried"
+NEVER: Final = "never"
 
 
 @attrs.frozen
@@ -175,7 +177,7 @@ class Row:
     # The breaker around the call that `process` makes; a dash if there is no such call.
     breaker: Told | str
     # The layers that come later.
-    retried: Later | str = RETRY
+    retried: str = RETRIED
     supervisor: Later | str = NOT_CONCERNED
 
 
@@ -249,6 +251,7 @@ TABLE = [
         name="deadline of everything",
         process=hang,
         options={"deadline": 5.0},
+        retried=NEVER,
         gives={"error_type": "AgentTimeoutError", "message": "handled"},
         handled=AgentTimeoutError,
         seen=[INITIALIZING, PROCESSING, ERROR],
@@ -301,6 +304,7 @@ TABLE = [
         task=TaskState.FAILED,
         waiter=SystemExit,
         breaker=failure("SystemExit"),
+        retried=NEVER,
         supervisor=SUPERVISOR,
     ),
 ]
