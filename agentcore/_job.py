@@ -157,6 +157,7 @@ class Trials:
         course: what its failures have come to; None before the first one.
         wait: seconds between the last execution and the next.
         comes_at: when the next one may begin, on the clock of the event loop.
+        attempt: how many there were when it was decided that there is a next one; 0 before.
         gave_up: why there is none; None if that was not the question.
     """
 
@@ -165,6 +166,7 @@ class Trials:
     course: Course | None = None
     wait: float = 0.0
     comes_at: float = 0.0
+    attempt: int = 0
     gave_up: GaveUp | None = None
 
 

@@ -83,6 +83,7 @@ class Retries:
             self._give_back(trials)
             return False
         trials.wait, trials.comes_at = decision, anyio.current_time() + decision
+        trials.attempt = task.attempt
         self.count += 1
         self.waiting += 1
         job.agent = job.idle = None
@@ -97,17 +98,18 @@ class Retries:
         """
         task = job.task
         try:
-            try:
-                self._log.emit("task_retried", task_id=task.id, type=task.type, attempt=task.attempt, wait=trials.wait)
-                await anyio.sleep_until(trials.comes_at)
-            finally:
-                self.waiting -= 1
-            job.turn = self._admission.resume(job)
-            if job.turn is not None:
-                await self._admission.wait_for_turn(job, job.turn)
-        except BaseException:
+            self._log.emit("task_retried", task_id=task.id, type=task.type, attempt=task.attempt, wait=trials.wait)
+            await anyio.sleep_until(trials.comes_at)
+        finally:
+            self.waiting -= 1
+        job.turn = self._admission.resume(job)
+        if job.turn is not None:
+            await self._admission.wait_for_turn(job, job.turn)
+
+    def end(self, job: Job, trials: Trials) -> None:
+        """Note that a job is settled."""
+        if job.task.attempt == trials.attempt:  # the execution that was paid for has not begun
             self._give_back(trials)
-            raise
 
     def _decide(self, job: Job, trials: Trials, error: BaseException | None) -> tuple[bool, float | GaveUp]:
         """Return whether nothing was tried, and the seconds to wait, or why there is no further execution."""

@@ -483,8 +483,10 @@ class Scheduler:
             self._failures.add(broken, f"task {task.id} could not be ended properly")
         self._admission.leave(job)
         self._ledger.leave(job)
-        if job.trials is not None and task.state is TaskState.FAILED:
-            self.dead_letters.add(DeadLetter.of_task(task), partial(self._submit_again, task, job.plan))
+        if job.trials is not None:
+            self._retries.end(job, job.trials)
+            if task.state is TaskState.FAILED:
+                self.dead_letters.add(DeadLetter.of_task(task), partial(self._submit_again, task, job.plan))
         if job.handle is not None:
             job.handle._finish(job.cause)
         if job.watcher is not None:
