@@ -32,6 +32,7 @@ from agentcore import (
     TaskState,
     TaskStateError,
 )
+from agentcore._interop import sources
 from agentcore._rules.retry import GaveUp
 from agentcore.testing import BACKENDS, run_sim, simulate
 from tests.core.outcomes import Row, Scripted, raise_boom
@@ -919,3 +920,74 @@ async def test_an_agent_of_its_own_is_made_for_each_execution() -> None:
         runtime.registry("agents").register("once", lambda: Once(AgentConfig("once", "once")))
         await runtime.run("once", retry=RetryPolicy(backoff=Backoff(0, maximum=0)))
     assert ["once", "once"] == ended
+
+
+# Under faults.
+
+PATIENT = RetryPolicy(attempts=1_000, backoff=Backoff(0.5, maximum=8.0))
+
+
+@simulate(runs=20)
+async def test_everything_is_done_once_the_faults_stop() -> None:
+    """Errors, hangs, rejections, cancellations of callers: when there are none any more, all tasks end, and well."""
+    until = 60.0
+    random = sources.get().random
+    async with runtime_of(in_flight=2, queue=3, retry=PATIENT, retry_budget=None, grace=600) as runtime:
+
+        async def service() -> None:
+            await anyio.sleep(random.random())
+            if anyio.current_time() < until and random.random() < 0.7:
+                raise OSError("down")
+
+        @runtime.handler("work")
+        async def work(given: dict[str, Any], context: AgentContext) -> dict[str, Any]:
+            fate = random.random() if anyio.current_time() < until else 1.0
+            if fate < 0.2:
+                await anyio.sleep_forever()
+            if fate < 0.4:
+                raise ValueError("by chance")
+            await context.breaker("service", CircuitBreakerConfig(reset_timeout_ms=2_000)).execute(service)
+            if given.get("child"):
+                await context.run("work", {"n": given["n"]}, timeout=3)
+            return {"n": given["n"]}
+
+        handles = [
+            await runtime.submit("work", {"n": number, "child": number % 3 == 0}, timeout=10, idle_timeout=5)
+            for number in range(12)
+        ]
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(lambda: runtime.run("work", {"n": "run"}, timeout=5))
+            with anyio.move_on_after(20):
+                await runtime.run("work", {"n": "gives up"}, timeout=5)
+        for number, handle in enumerate(handles):
+            assert {"n": number} == await handle.result()
+        assert anyio.current_time() < until + 120
+        assert 0 == len(runtime.tasks.dead_letters)
+        await runtime.tasks.wait_idle()
+        await check_at_rest(runtime, 2)
+
+
+@simulate(runs=5)
+async def test_a_storm_of_retries_keeps_nobody_from_his_turn() -> None:
+    """A hundred that fail again and again line up behind whoever has come before, whatever their priority was worth."""
+    policy = RetryPolicy(attempts=50, backoff=Backoff(0.1, 1.0, jitter=False))
+    async with runtime_of(in_flight=1, queue=300, retry_budget=None) as runtime:
+
+        @runtime.handler("storm")
+        async def storm(given: dict[str, Any]) -> None:
+            await anyio.sleep(0.01)
+            raise ValueError("again")
+
+        for _ in range(100):
+            await runtime.submit("storm", retry=policy)
+        await anyio.sleep(5)
+        waits: list[float] = []
+        for number in range(20):
+            began = anyio.current_time()
+            assert {"n": number} == await runtime.run("echo", {"n": number})
+            waits.append(anyio.current_time() - began)
+        # No more than each of the hundred once.
+        assert max(waits) <= 100 * 0.01 + 1e-6
+        for handle in runtime.tasks.active():
+            handle.cancel()
