@@ -119,17 +119,7 @@ class TaskGroup:
         """
         if isinstance(task, str):
             fields = {**self._inherited, **fields}  # of the task that the block is in, whoever calls this
-        made, plan = self._plan(
-            task,
-            input,
-            fields,
-            timeout=timeout,
-            deadline=deadline,
-            queue_timeout=queue_timeout,
-            idle_timeout=idle_timeout,
-            retry=retry,
-            requires=requires,
-        )
+        made, plan = self._plan(task, input, fields, timeout, deadline, queue_timeout, idle_timeout, retry, requires)
         if self._group is None or not self._is_open:
             raise RuntimeClosedError(
                 f"tasks are started inside the block of their group: got one of type {made.type!r} "

@@ -78,11 +78,10 @@ class Plan:
     requires: Collection[AgentCapability | str] = ()
 
     @classmethod
-    def make(
+    def make(  # noqa: PLR0917 - names would cost a hundredth of a whole task
         cls,
         task: BaseTask,
         route: Route,
-        *,
         timeout: float | None = None,
         deadline: float | None = None,
         queue_timeout: float | None = None,
@@ -149,12 +148,12 @@ def check_limit(limit: Limit | None, task: BaseTask, where: str) -> None:
 @final
 @attrs.define(eq=False)
 class Trials:
-    """The executions of a job that may be executed several times.
+    """The executions of a job, once one has failed that may be followed by another.
 
     Attributes:
         policy: whether it is executed again.
         requests: what `_interop.cancel_requests` gave when it began.
-        course: what its failures have come to; None before the first one.
+        course: what its failures have come to.
         wait: seconds between the last execution and the next.
         comes_at: when the next one may begin, on the clock of the event loop.
         attempt: how many there were when it was decided that there is a next one; 0 before.
@@ -163,7 +162,7 @@ class Trials:
 
     policy: RetryPolicy
     requests: int
-    course: Course | None = None
+    course: Course
     wait: float = 0.0
     comes_at: float = 0.0
     attempt: int = 0
@@ -180,8 +179,12 @@ class Watcher(Protocol):
         """Hear of something that no ``except Exception`` may catch."""
 
 
-class SlotKeeper(Protocol):
-    """Has the slots of a runtime."""
+class Keeper(Protocol):
+    """Has what the jobs of a runtime share."""
+
+    @property
+    def signs(self) -> Signs:
+        """Where progress is told."""
 
     def lending(self, job: Job | None) -> AbstractContextManager[object]:
         """Return a context manager for the time that a job waits."""
@@ -205,16 +208,15 @@ class Job:
         scope: what cancelling the task cancels.
         turn: its place in line; None if it had a slot at once.
         has_slot: whether one of the slots in flight is its own now.
-        slots: where the slot comes from.
+        keeper: has the slots, and hears of progress.
         enclosing: the job that it was made in.
         waiters: the jobs and asks that wait for its handle.
         waiting_for: how many children it waits for. Its slot is lent as long as there are any.
         cause: the exception behind the outcome.
         begun: whether it has made its first step.
         is_paused: whether it is between two executions and has no claim to a slot, whatever of the first one still waits.
-        trials: its executions, if there may be several.
+        trials: its executions, once one has failed that may be followed by another.
         idle: ends the execution if it tells of no progress; None if nothing does.
-        signs: where its progress is told.
         ended: whether it is settled.
     """
 
@@ -230,12 +232,11 @@ class Job:
         "idle",
         "is_inner",
         "is_paused",
+        "keeper",
         "number",
         "parent",
         "plan",
         "scope",
-        "signs",
-        "slots",
         "task",
         "trials",
         "turn",
@@ -251,16 +252,14 @@ class Job:
         plan: Plan,
         parent: Job | None,
         turn: Turn | None,
-        slots: SlotKeeper,
+        keeper: Keeper,
         *,
-        signs: Signs,
         is_inner: bool = False,
         chain: object = None,
         watcher: Watcher | None = None,
     ) -> None:
         self.task: BaseTask = task
-        self.slots: SlotKeeper = slots
-        self.signs: Signs = signs
+        self.keeper: Keeper = keeper
         # Of whatever runtime; what is run waits in it, so that its runtime finds its own job behind those of others.
         self.enclosing: Lender | None = current_job.get()
         self.waiters: list[Job | Call] = []
@@ -288,7 +287,7 @@ class Job:
 
     def lending(self) -> AbstractContextManager[object]:
         """Return a context manager for the time that the job waits: its slot is free for others."""
-        return self.slots.lending(None if self.ended else self)
+        return self.keeper.lending(None if self.ended else self)
 
     def progressed(self, task: BaseTask | None, value: object, fields: Mapping[str, Any]) -> None:
         """Hear of progress inside of it: of its task, or of what it waits for."""
@@ -299,9 +298,9 @@ class Job:
                 watches.append(job.idle)
             # Who waits for what makes progress is not idle.
             job = job.parent if job.is_inner else None
-        told = task if task is self.task and self.signs.is_heard and not self.ended else None
+        told = task if task is self.task and self.keeper.signs.is_heard and not self.ended else None
         if watches or told is not None:
-            self.signs.note(watches, told, value, fields)
+            self.keeper.signs.note(watches, told, value, fields)
 
     @property
     def name(self) -> str:

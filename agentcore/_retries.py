@@ -48,27 +48,46 @@ class Retries:
         self._log = log
         self._budget = budget
 
-    def begin(self, job: Job, policy: RetryPolicy) -> None:
-        """Note that a job may be executed several times; in the task in which it is."""
-        job.trials = Trials(policy, _interop.cancel_requests())
+    def begin(self, job: Job) -> int:
+        """Note, in the task in which it is executed, that a job may be executed several times.
+
+        Returns:
+            How often that task has been asked to end before; for `go_on`.
+        """
         if self._budget is not None:
             self._budget._earn()
+        # A task of its own has not been asked to yet.
+        return _interop.cancel_requests() if job.handle is None else 0
 
     def go_on(
-        self, job: Job, trials: Trials, result: AgentResult | None, error: BaseException | None, *, is_closed: bool
-    ) -> bool:
-        """Decide whether a job whose execution has failed is executed again, and note what follows from it; `wait` then.
+        self,
+        job: Job,
+        policy: RetryPolicy,
+        result: AgentResult | None,
+        error: BaseException | None,
+        *,
+        requests: int,
+        is_closed: bool,
+    ) -> Trials | None:
+        """Decide whether a job whose execution has failed is executed again, and note what follows from it.
 
         Args:
             job: the job.
-            trials: its own.
+            policy: its own.
             result: what its agent gave.
             error: the exception behind the failure.
+            requests: what `begin` has returned.
             is_closed: whether the runtime takes nothing any more.
+
+        Returns:
+            What `wait` has to know; None if it is not.
         """
         task = job.task
         if task.state is not TaskState.RUNNING or task.cancel_requested or job.was_refused(error):
-            return False
+            return None
+        if (trials := job.trials) is None:
+            # What another process has tried before counts.
+            trials = job.trials = Trials(policy, requests, Course(policy.attempts, policy.backoff, made=task.failures))
         rejected, decision = self._decide(job, trials, error)
         if is_closed and not isinstance(decision, GaveUp):
             decision = GaveUp.CLOSED
@@ -81,14 +100,14 @@ class Retries:
         if isinstance(decision, GaveUp):
             trials.gave_up = decision
             self._give_back(trials)
-            return False
+            return None
         trials.wait, trials.comes_at = decision, anyio.current_time() + decision
         trials.attempt = task.attempt
         self.count += 1
         self.waiting += 1
         job.agent = job.idle = None
         self._admission.pause(job)
-        return True
+        return trials
 
     async def wait(self, job: Job, trials: Trials) -> None:
         """Wait until a job may be executed again, and has a slot.
@@ -106,16 +125,14 @@ class Retries:
         if job.turn is not None:
             await self._admission.wait_for_turn(job, job.turn)
 
-    def end(self, job: Job, trials: Trials) -> None:
+    def end(self, job: Job) -> None:
         """Note that a job is settled."""
-        if job.task.attempt == trials.attempt:  # the execution that was paid for has not begun
+        trials = job.trials
+        if trials is not None and job.task.attempt == trials.attempt:  # the execution that was paid for has not begun
             self._give_back(trials)
 
     def _decide(self, job: Job, trials: Trials, error: BaseException | None) -> tuple[bool, float | GaveUp]:
         """Return whether nothing was tried, and the seconds to wait, or why there is no further execution."""
-        if trials.course is None:
-            # What another process has tried before counts.
-            trials.course = Course(trials.policy.attempts, trials.policy.backoff, made=job.task.failures)
         total = job.plan.total
         until = min(anyio.current_effective_deadline(), math.inf if total is None else total.at) - anyio.current_time()
         facts = trials.policy._examine(error)
@@ -128,6 +145,6 @@ class Retries:
 
     def _give_back(self, trials: Trials) -> None:
         """Take back what was paid for an execution that there is not going to be."""
-        if self._budget is not None and trials.course is not None and trials.course.paid:
+        if self._budget is not None and trials.course.paid:
             trials.course.paid = False
             self._budget._give_back()

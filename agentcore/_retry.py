@@ -70,6 +70,10 @@ class RetryBudget:
 
     def _earn(self) -> None:
         """Pay in for a call."""
+        # Without the lock and the clock, on a path that is hot: what another thread takes out at this moment is a whole
+        # retry, and this would be a part of one.
+        if self._bucket.is_full:
+            return
         with self._lock:
             self._bucket.available(_interop.clock())
             self._bucket.give(self.ratio)

@@ -69,6 +69,7 @@ class Scheduler:
 
     Attributes:
         dead_letters: these tasks.
+        signs: where the progress of tasks is told.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Scheduler:
         self._log = log
         self._admission = Admission(in_flight, queue)
         self._retries = Retries(self._admission, log, retry_budget)
-        self._signs = Signs(log)
+        self.signs: Final[Signs] = Signs(log)
         self._ledger = ledger
         self._failures = failures
         self.dead_letters: Final[DeadLetters] = DeadLetters(dead_letters)
@@ -143,7 +144,7 @@ class Scheduler:
     def open(self, group: anyio.abc.TaskGroup) -> None:
         """Begin to accept tasks; submitted ones live in the group."""
         self._group = group
-        self._signs.open()
+        self.signs.open()
         self.state = "open"
 
     # Coming in.
@@ -154,9 +155,7 @@ class Scheduler:
         self._check(task)
         turn = self._admission.enter(task, plan, parent)
         chain = current_execution.get()
-        job = self._accept(
-            Job(task, plan, parent, turn, self._admission, signs=self._signs, is_inner=True, chain=chain)
-        )
+        job = self._accept(Job(task, plan, parent, turn, self, is_inner=True, chain=chain))
         job.begun = True
         tokens = current_job.set(job), current_runtime.set(self._runner)
         try:
@@ -182,7 +181,7 @@ class Scheduler:
             except KnownKeyError as known_by_now:
                 return known_by_now.handle
         # No await from here on: what is accepted has a task that sees to it.
-        job = self._accept(Job(task, plan, parent, turn, self._admission, signs=self._signs))
+        job = self._accept(Job(task, plan, parent, turn, self))
         job.handle = TaskHandle(task, self)
         if key is not None and self._ledger.keys.enter(key, job.handle):
             self._admission.wake_submitters()
@@ -238,9 +237,7 @@ class Scheduler:
         parent = self._current(enclosing)
         self._check(task)
         turn = self._admission.line_up(task, plan)
-        job = Job(
-            task, plan, parent, turn, self._admission, signs=self._signs, is_inner=True, chain=chain, watcher=watcher
-        )
+        job = Job(task, plan, parent, turn, self, is_inner=True, chain=chain, watcher=watcher)
         job.enclosing = enclosing
         handle = self._accept(job).handle = TaskHandle(task, self)
         self._begin(job, group)
@@ -287,6 +284,10 @@ class Scheduler:
         if chain is None and current_job.get() is None:
             return _NOTHING  # in no task and no ask, there is nothing to lend, and no circle to close
         return self._waiting_inside(handle, chain)
+
+    def lending(self, job: Job | None) -> AbstractContextManager[object]:
+        """Return a block for the time that a job waits: its slot is free for others."""
+        return self._admission.lending(job)
 
     @contextmanager
     def _waiting_inside(self, handle: TaskHandle, chain: object) -> Generator[None]:
@@ -393,8 +394,7 @@ class Scheduler:
 
         Exceptions become the task's outcome, anything else goes on.
         """
-        if job.plan.retry is not None:
-            self._retries.begin(job, job.plan.retry)
+        requests = self._retries.begin(job) if job.plan.retry is not None else 0
         again: Trials | None = None
         while True:
             try:
@@ -406,7 +406,7 @@ class Scheduler:
             except Exception as error:  # noqa: BLE001 - it is the task's outcome
                 # On asyncio what is raised while a cancelled task is unwound comes alone, without the cancellation.
                 cancelled = anyio.current_effective_deadline() == -math.inf
-                again = self._end(job, None, error, cancelled=cancelled)
+                again = self._end(job, None, error, requests, cancelled=cancelled)
             except BaseException as error:
                 cancelled, rest = split_cancellation(error)
                 if (
@@ -420,23 +420,31 @@ class Scheduler:
                 self._settle(job, None, rest, cancelled=cancelled)
                 raise
             else:
-                again = self._end(job, result, result.cause if result is not None else None)
+                again = self._end(job, result, result.cause if result is not None else None, requests)
                 del result  # it may keep much alive until the next one
             if again is None:
                 return
 
     def _end(
-        self, job: Job, result: AgentResult | None, error: BaseException | None, *, cancelled: bool = False
+        self,
+        job: Job,
+        result: AgentResult | None,
+        error: BaseException | None,
+        requests: int,
+        *,
+        cancelled: bool = False,
     ) -> Trials | None:
         """Do all that follows from the end of an execution, at once; return what there is to know for another one."""
-        trials = job.trials
-        if trials is not None and not cancelled and (result is None or not result.success):
+        policy = job.plan.retry
+        if policy is not None and not cancelled and (result is None or not result.success):
+            is_closed = self.state == "closed"
             try:
-                if self._retries.go_on(job, trials, result, error, is_closed=self.state == "closed"):
-                    return trials
+                again = self._retries.go_on(job, policy, result, error, requests=requests, is_closed=is_closed)
             except BaseException:  # of a user's condition, what no `except Exception` may catch
                 self._settle(job, result, error)
                 raise
+            if again is not None:
+                return again
         self._settle(job, result, error, cancelled=cancelled)
         return None
 
@@ -483,8 +491,8 @@ class Scheduler:
             self._failures.add(broken, f"task {task.id} could not be ended properly")
         self._admission.leave(job)
         self._ledger.leave(job)
-        if job.trials is not None:
-            self._retries.end(job, job.trials)
+        if job.plan.retry is not None:
+            self._retries.end(job)
             if task.state is TaskState.FAILED:
                 self.dead_letters.add(DeadLetter.of_task(task), partial(self._submit_again, task, job.plan))
         if job.handle is not None:

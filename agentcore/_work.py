@@ -90,17 +90,7 @@ class Work:
             RuntimeClosedError: the runtime takes no tasks.
             ConfigurationError: an argument is not usable.
         """
-        made, plan = self._plan(
-            task,
-            input,
-            fields,
-            timeout=timeout,
-            deadline=deadline,
-            queue_timeout=queue_timeout,
-            idle_timeout=idle_timeout,
-            retry=retry,
-            requires=requires,
-        )
+        made, plan = self._plan(task, input, fields, timeout, deadline, queue_timeout, idle_timeout, retry, requires)
         return await self.tasks.run(made, plan)
 
     async def submit(
@@ -146,17 +136,7 @@ class Work:
         """
         if key is not None and (known := await self._known(key, task)) is not None:
             return known
-        made, plan = self._plan(
-            task,
-            input,
-            fields,
-            timeout=timeout,
-            deadline=deadline,
-            queue_timeout=queue_timeout,
-            idle_timeout=idle_timeout,
-            retry=retry,
-            requires=requires,
-        )
+        made, plan = self._plan(task, input, fields, timeout, deadline, queue_timeout, idle_timeout, retry, requires)
         return await self.tasks.submit(made, plan, key)
 
     async def ask(
@@ -315,12 +295,11 @@ class Work:
         await anyio.lowlevel.checkpoint()
         return self.tasks.find(key, task.type if isinstance(task, BaseTask) else task)
 
-    def _plan(
+    def _plan(  # noqa: PLR0917 - names would cost a hundredth of a whole task
         self,
         task: BaseTask | str,
         input: Mapping[str, Any] | None,
         fields: Mapping[str, Any],
-        *,
         timeout: float | None,
         deadline: float | None,
         queue_timeout: float | None,
@@ -335,30 +314,15 @@ class Work:
             retry = route.retry or self.config.retry
         else:
             check_retry("a task", retry, or_false=True)
-        return made, Plan.make(
-            made,
-            route,
-            timeout=timeout,
-            deadline=deadline,
-            queue_timeout=queue_timeout,
-            idle_timeout=idle_timeout,
-            retry=retry or None,
-            requires=requires,
-        )
+        return made, Plan.make(made, route, timeout, deadline, queue_timeout, idle_timeout, retry or None, requires)
 
     def _plan_like(self, task: BaseTask, plan: Plan) -> Plan:
         """Plan a task as another one was planned, by whoever serves it now."""
         self._lifetime.check_place("requeue")
         deadline = plan.total.seconds if plan.total is not None else None
+        route = self.agents.route(task.type, plan.requires)
         return Plan.make(
-            task,
-            self.agents.route(task.type, plan.requires),
-            timeout=plan.timeout,
-            deadline=deadline,
-            queue_timeout=plan.queue_timeout,
-            idle_timeout=plan.idle_timeout,
-            retry=plan.retry,
-            requires=plan.requires,
+            task, route, plan.timeout, deadline, plan.queue_timeout, plan.idle_timeout, plan.retry, plan.requires
         )
 
     def _start_in(
