@@ -53,5 +53,5 @@ class Signs:
             return
         for watch in watches:
             watch.move(now)
-        if task is not None:
+        if task is not None and not task.is_finished:  # from a thread it may come late
             self._log.tell("task_progress", task_id=task.id, type=task.type, value=value, fields=dict(fields))

@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, final
 
 import anyio
@@ -89,11 +89,11 @@ class RetryBudget:
             self._bucket.give(1)
 
 
-def _to_on(value: object) -> tuple[type[Exception], ...]:
+def _to_on(value: type[Exception] | Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
     return to_exceptions(_A_POLICY, "on", value)
 
 
-def _to_never_on(value: object) -> tuple[type[Exception], ...]:
+def _to_never_on(value: type[Exception] | Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
     return to_exceptions(_A_POLICY, "never_on", value)
 
 

@@ -437,10 +437,12 @@ class Scheduler:
         """Do all that follows from the end of an execution, at once; return what there is to know for another one."""
         policy = job.plan.retry
         if policy is not None and not cancelled and (result is None or not result.success):
-            is_closed = self.state == "closed"
+            is_closed, again = self.state == "closed", None
             try:
                 again = self._retries.go_on(job, policy, result, error, requests=requests, is_closed=is_closed)
-            except BaseException:  # of a user's condition, what no `except Exception` may catch
+            except Exception as broken:  # noqa: BLE001 - a subclass of a task raised; it has to end all the same
+                self._failures.add(broken, f"task {job.task.id} could not be retried properly")
+            except BaseException:  # of a user's condition
                 self._settle(job, result, error)
                 raise
             if again is not None:
@@ -575,19 +577,7 @@ class Scheduler:
 
     def refusal(self, subject: str, **details: Any) -> RuntimeClosedError:
         """Return the error for who comes when the runtime takes nothing."""
-        failed = self._failures.fatal is not None
-        remedy = {
-            "new": "write `async with AgentRuntime() as runtime:`",
-            "failed": "it has failed, see the cause; make a new one",
-        }
-        state = "failed" if failed else self.state
-        error = RuntimeClosedError(
-            f"a runtime works between entering and leaving its block: got {subject} in state {state!r}; "
-            + remedy.get(state, "it is shutting down"),
-            {"state": state, **details},
-        )
-        error.__cause__ = self._failures.cause()
-        return error
+        return self._failures.refusal(self.state, subject, details)
 
     def _check(self, task: BaseTask) -> None:
         if self.state != "open":

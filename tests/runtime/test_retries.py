@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 
 from agentcore import (
@@ -237,7 +239,10 @@ def test_a_policy_checks_its_values(values: dict[str, Any], told: str) -> None:
 
 
 def test_policies_are_values() -> None:
-    """Two that say the same are equal, and one class stands for a tuple of it."""
+    """Two that say the same are equal, one class stands for a tuple of it, and other processes understand them."""
+    assert RetryPolicy(on=OSError) == pickle.loads(pickle.dumps(RetryPolicy(on=[OSError])))
+    assert RetryPolicy(attempts=4, retry_if=str) == attrs.evolve(RetryPolicy(retry_if=str), attempts=4)
+    assert 1 == len({RetryPolicy(), RetryPolicy()})
     assert RetryPolicy(on=OSError) == RetryPolicy(on=(OSError,))
     assert RetryPolicy() != RetryPolicy(attempts=4)
     assert "attempts=3" in repr(RetryPolicy())
@@ -813,6 +818,27 @@ async def test_a_condition_that_ends_the_program() -> None:
             await runtime.run(task, retry=RetryPolicy(retry_if=condition))
         assert TaskState.FAILED is task.state
         await check_at_rest(runtime, 1)
+
+
+@attrs.define(kw_only=True, eq=False)
+class Broken(BaseTask):
+    """A task that cannot be retried."""
+
+    def retry(self, error: Mapping[str, Any], not_before: datetime, *, counts: bool = True) -> Self:
+        raise KeyError("of the subclass")
+
+
+@simulate(runs=3)
+async def test_a_task_that_breaks_when_it_is_retried() -> None:
+    """It fails by its own error, and what broke is raised at the exit."""
+    task = Broken.create("fail", {"n": 1})
+    with pytest.raises(AgentCrashedError) as caught:
+        async with runtime_of(in_flight=1) as runtime:
+            with pytest.raises(TaskExecutionError, match="number 1"):
+                await runtime.run(task, retry=THRICE)
+            await check_at_rest(runtime, 1)
+    assert [KeyError] == [type(error) for error in caught.value.exceptions]
+    assert TaskState.FAILED is task.state
 
 
 @simulate(runs=3)
