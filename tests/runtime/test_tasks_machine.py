@@ -142,6 +142,7 @@ class TasksMachine(SimMachine):
             handle = await self.runtime.submit(name, {"key": key}, key=key, **options)
         except CoreError:  # its deadline; the key of another type
             return
+        assert handle.state not in (TaskState.FAILED, TaskState.CANCELED)
         if key is not None:
             known = self.keyed.get(key)
             if known is not None and known is not handle:
