@@ -268,6 +268,22 @@ class AgentContext:
         result: AgentResult = await self._in_runtime("ask").ask(ref, context, timeout=timeout)
         return result
 
+    async def tell(self, ref: Any, message: "AgentContext | Mapping[str, Any] | None" = None) -> None:
+        """Put a message into the mailbox of a spawned agent; as `AgentRuntime.tell`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        await self._in_runtime("tell").tell(ref, message)
+
+    def tell_nowait(self, ref: Any, message: "AgentContext | Mapping[str, Any] | None" = None) -> None:
+        """Put a message into the mailbox of a spawned agent, without waiting; as `AgentRuntime.tell_nowait`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        self._in_runtime("tell_nowait").tell_nowait(ref, message)
+
     def stream(
         self,
         ref: "Executes | str",

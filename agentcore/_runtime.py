@@ -33,6 +33,8 @@ from agentcore._resources import Manager, Resources
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
 from agentcore._scheduler import Scheduler
+from agentcore._spawned import House
+from agentcore._supervisor import NAME, AgentSupervisor, Supervisor, checked_supervisor
 from agentcore._work import Work
 from agentcore.errors import ConfigurationError, RuntimeClosedError
 from agentcore.observe import _metrics
@@ -62,6 +64,7 @@ class AgentRuntime(Work):
 
     Args:
         config: how it behaves.
+        supervisor: how its first supervisor mends agents.
         grace: seconds, instead of the one in `config`.
         hosted: whether it is hosted. Left out, it is strict, and entering it inside of an asynchronous generator is refused.
 
@@ -70,7 +73,12 @@ class AgentRuntime(Work):
     """
 
     def __init__(
-        self, config: RuntimeConfig | None = None, *, grace: float | None = None, hosted: bool | None = None
+        self,
+        config: RuntimeConfig | None = None,
+        *,
+        supervisor: Supervisor | None = None,
+        grace: float | None = None,
+        hosted: bool | None = None,
     ) -> None:
         config = RuntimeConfig.of(config, grace)
         self._log = EventLog(capacity=1024)
@@ -86,7 +94,18 @@ class AgentRuntime(Work):
         self.resources: Final = Resources(self._failures)
         self.pools: Final = WorkerPools()
         self._portal = Portal(self, self.tasks.refusal)
+        house = House(
+            self,
+            self.tasks.calls,
+            self._failures,
+            self._log,
+            check_open=self.tasks.check_open,
+            refusal=self.tasks.refusal,
+        )
+        self.supervisor = AgentSupervisor(NAME, checked_supervisor(supervisor), house)
+        self.agents.posts = self.supervisor.agents
         self._lifetime = Lifetime(
+            supervisor=self.supervisor,
             hosted=hosted,
             grace=self.config.grace,
             tasks=self.tasks,

@@ -23,6 +23,7 @@ import attrs
 
 from agentcore._admission import Admission
 from agentcore._agent_records import AgentContext, AgentResult, Call
+from agentcore._agent_refs import Post
 from agentcore._agents import BaseAgent, waits
 from agentcore._calls import Calls
 from agentcore._context import Lender, current_execution, current_job, current_runtime, current_terminations
@@ -381,14 +382,26 @@ class Scheduler:
                 return None
             raise
         self._log.emit("task_started", task_id=task.id, type=task.type)
-        agent = job.agent = job.plan.route.take()
+        route = job.plan.route
+        context = AgentContext(task)
+        context._runner, context._limit = self._runner, job.plan.limit()
+        if route.post is not None:
+            return await self._perform_at(route.post, job, context)
+        agent = job.agent = route.take()
         try:
-            context = AgentContext(task)
-            context._runner, context._limit = self._runner, job.plan.limit()
             return await agent.execute(context)
         finally:
-            if job.plan.route.owned:
+            if route.owned:
                 await self.dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
+
+    async def _perform_at(self, post: Post, job: Job, context: AgentContext) -> AgentResult:
+        """Have an agent that is supervised execute a job: its supervisor can end that."""
+        context._call = Call()
+        try:
+            agent = job.agent = await post.enter(context)
+            return await agent.execute(context)
+        finally:
+            post.leave(context)
 
     async def dismiss(self, agent: BaseAgent) -> None:
         """Terminate the agent of one task. The task's outcome stands whatever happens here, so a failure is the runtime's."""
