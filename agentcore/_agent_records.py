@@ -153,11 +153,13 @@ class Call:
     Attributes:
         scope: encloses whatever of it runs now; None before anything does.
         interruption: what the caller gets if it was ended from outside.
+        is_message: whether it is a message, of which nobody gets the result.
     """
 
-    __slots__ = ("interruption", "scope")
+    __slots__ = ("interruption", "is_message", "scope")
 
-    def __init__(self) -> None:
+    def __init__(self, is_message: bool = False) -> None:
+        self.is_message = is_message
         self.scope: anyio.CancelScope | None = None
         self.interruption: Exception | None = None
 

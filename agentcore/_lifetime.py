@@ -87,6 +87,7 @@ class Lifetime:
         self._failures = failures
         self._log = log
         self._agents_failed: list[tuple[str, Exception]] = []
+        self._dropped_before: int | None = None  # how many messages were, when the end began
         # Why the runtime is being shut down, and since when.
         self._closing: tuple[str, float] | None = None
         self._token: Token[object] | None = None  # if strict
@@ -271,6 +272,8 @@ class Lifetime:
         Limited in time by what the agents do: a task ends when its clean-up has, and no sooner. If two calls overlap, each
         does all of this, for the first reason; every step may be done twice.
         """
+        if self._dropped_before is None:
+            self._dropped_before = self._tasks.calls.dropped
         with anyio.CancelScope(shield=True):
             self._supervisor.drop_messages(f"the runtime ends: {reason!r}")
             # Threads that wait for a task learn of its end by that. But a task may wait for a thread that waits for something
@@ -288,12 +291,14 @@ class Lifetime:
             jobs_cut_short = await self._pools.finish(max(0.0, began + grace - _interop.monotonic()))
             await self._resources.close_all()
         cut_short = self._tasks.cut_short()
+        dropped = self._tasks.calls.dropped - self._dropped_before
         first = self.report is None
         self.report = ShutdownReport(
             reason=reason,
-            drained=not cut_short and not self._tasks.calls.cut_short and not jobs_cut_short,
+            drained=not (cut_short or self._tasks.calls.cut_short or dropped or jobs_cut_short),
             cut_short=cut_short,
             asks_cut_short=self._tasks.calls.cut_short,
+            messages_dropped=dropped,
             jobs_cut_short=jobs_cut_short,
             agents_failed=tuple(self._agents_failed),
             duration=_interop.monotonic() - began,

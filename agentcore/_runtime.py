@@ -283,7 +283,13 @@ class AgentRuntime(Work):
     def statistics(self) -> RuntimeStatistics:
         """Return what has been done so far."""
         tasks, pools = self.tasks.statistics(), self.pools.statistics()
-        return RuntimeStatistics(state=self.tasks.state, tasks=tasks, asks=len(self.tasks.calls), pools=pools)
+        return RuntimeStatistics(
+            state=self.tasks.state,
+            tasks=tasks,
+            asks=self.tasks.calls.asks,
+            messages=self.tasks.calls.messages,
+            pools=pools,
+        )
 
     def health(self) -> RuntimeHealth:
         """Return whether the runtime works, and what has failed in its background; for a server's health check."""
@@ -295,7 +301,7 @@ class AgentRuntime(Work):
             failures=wrapped.exceptions if wrapped is not None else (),
             in_flight=tasks.in_flight,
             queued=tasks.queued,
-            asks=len(self.tasks.calls),
+            asks=self.tasks.calls.asks,
         )
 
     # Entering and leaving.

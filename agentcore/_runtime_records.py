@@ -76,6 +76,7 @@ class ShutdownReport:
         drained: whether everything came to its own end in time.
         cut_short: what was cancelled, as it ended, in the order of arrival.
         asks_cut_short: how many asks were cancelled; their callers were told.
+        messages_dropped: how many messages to agents were not handled, or not to their end, because the runtime ended.
         jobs_cut_short: the functions of jobs in worker pools that did not come to their end, with the pool.
         agents_failed: names of the shared agents whose clean-up failed, with the error.
         duration: seconds it took.
@@ -87,17 +88,20 @@ class ShutdownReport:
     agents_failed: tuple[tuple[str, Exception], ...]
     duration: float
     asks_cut_short: int = 0
+    messages_dropped: int = 0
     jobs_cut_short: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return what happened in a line, with the first 20 tasks that were cut short by name."""
-        if not self.cut_short and not self.asks_cut_short and not self.jobs_cut_short:
+        if not (self.cut_short or self.asks_cut_short or self.messages_dropped or self.jobs_cut_short):
             return f"drained in {self.duration:.1f} s, nothing was cut short"
         names = [f"{result.type} {result.task_id} ({result.state})" for result in self.cut_short[:20]]
         if len(self.cut_short) > len(names):
             names.append(f"and {len(self.cut_short) - len(names)} more")
         if self.asks_cut_short:
             names.append(f"{self.asks_cut_short} asks")
+        if self.messages_dropped:
+            names.append(f"{self.messages_dropped} messages")
         names += self.jobs_cut_short[:20]
         if len(self.jobs_cut_short) > 20:
             names.append(f"and {len(self.jobs_cut_short) - 20} more jobs")
@@ -113,12 +117,14 @@ class RuntimeStatistics:
         state: ``new``, ``open``, ``draining`` or ``closed``.
         tasks: what became of its tasks.
         asks: how many executions by `AgentRuntime.ask` and `stream` are under way now.
+        messages: how many messages to agents wait or are being handled now.
         pools: what its worker pools have done.
     """
 
     state: str
     tasks: TaskStatistics
     asks: int = 0
+    messages: int = 0
     pools: WorkerPoolsStatistics = attrs.field(factory=WorkerPoolsStatistics)
 
 

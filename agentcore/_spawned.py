@@ -349,16 +349,17 @@ class Spawned:
 
     def _note_accepted(self, context: AgentContext) -> None:
         assert context._call is not None  # whoever sends it has made it  # noqa: S101
-        self._house.calls.under_way.add(context._call)
+        self._house.calls.accept(context._call)
 
     def _note_end(self, context: AgentContext) -> None:
         assert context._call is not None  # as above  # noqa: S101
         self._calls.discard(context._call)
-        self._house.calls.leave(context._call)
+        self._house.calls.settle(context._call)
 
     def _drop(self, context: AgentContext, why: str) -> None:
         """Tell of a message that is not handled to its end, or not at all."""
         self.dropped += 1
+        self._house.calls.dropped += 1
         self._house.log.emit("message_dropped", agent=self.name, reason=why)
         _logger.warning("a message to agent %r was dropped: %s", self.name, why)
         self._note_end(context)
@@ -368,7 +369,8 @@ class Spawned:
     def _start(self, presence: _Presence, group: anyio.abc.TaskGroup) -> None:
         presence.tasks = 1
         group.start_soon(self._work, presence, name=f"agent {self.name}")
-        if not self._is_quiet and type(presence.agent).live is not BaseAgent.live:
+        life = type(presence.agent).live
+        if not self._is_quiet and life is not BaseAgent.live and callable(life):
             presence.tasks = 2
             group.start_soon(self._do, presence, name=f"agent {self.name}, by itself")
 

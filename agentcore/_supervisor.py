@@ -26,7 +26,7 @@ from agentcore import _interop
 from agentcore._agent_records import AgentConfig
 from agentcore._agent_refs import AgentRef
 from agentcore._agents import BaseAgent
-from agentcore._context import end_structure
+from agentcore._context import current_runtime, end_structure
 from agentcore._layer import check_name
 from agentcore._rules.backoff import Backoff, check_number, show
 from agentcore._rules.restart import RestartType, Supervision, SupervisionStrategy
@@ -349,6 +349,7 @@ class AgentSupervisor:
         self._state, self._group, self._life = "up", group, _Life()
         context = copy_context()
         context.run(end_structure)
+        context.run(current_runtime.set, self._house.runner)
         _ = context.run(partial(group.start_soon, self._run, self._life, name=f"supervisor {self.name}"))
 
     async def _run(self, life: "_Life") -> None:

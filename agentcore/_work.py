@@ -242,7 +242,7 @@ class Work:
 
     def _message(self, message: AgentContext | Mapping[str, Any] | None) -> AgentContext:
         context = own_context(message)
-        context._call = Call()
+        context._call = Call(is_message=True)
         context._runner = self._asks._runner
         return context
 
