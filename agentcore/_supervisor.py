@@ -363,6 +363,10 @@ class AgentSupervisor:
                 for child in reversed(list(self._children.values())):
                     await child.take_down(for_good=self._is_for_good)
             life.ended.set()
+            for _, _, request in self._reports:
+                if isinstance(request, _Request):
+                    request.done.set()  # everything is stopped
+            self._reports.clear()
         if failure is not None:
             self._give_up(failure, life)
 
