@@ -55,6 +55,7 @@ from agentcore.config import (
     load_configuration,
 )
 from agentcore.errors import (
+    AgentBusyError,
     AgentCrash,
     AgentCrashedError,
     AgentDeadlockError,
@@ -239,6 +240,7 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     # events
     "Event",
     # errors
+    "AgentBusyError",
     "AgentCrash",
     "AgentCrashedError",
     "AgentDeadlockError",

@@ -237,6 +237,7 @@ class BaseAgent(abc.ABC):
         Raises:
             AgentExecutionError: `handle_error` failed; it carries both errors, and the agent's state is ERROR.
             AgentTerminatedError: the agent has been terminated, or was while it executed.
+            AgentBusyError: `max_waiting` executions wait for their turn already.
             AgentDeadlockError: the agent is executing already in this very chain of calls, and takes no further one.
             ConfigurationError: `context` is no AgentContext.
         """
@@ -487,6 +488,7 @@ class BaseAgent(abc.ABC):
         self._slots.wait(turn)
         job = current_job.get()
         try:
+            self.config._check_waiting(len(self._slots))  # with this one
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
                 await self._bounded(turn.wait(), context._limit, None, context._call)
@@ -592,5 +594,4 @@ def _holders(waitable: Waitable) -> int:
 
 
 waits: Final = Waits(_holders)
-
 BaseAgent.terminate._is_protocol = True  # type: ignore[attr-defined]

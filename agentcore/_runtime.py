@@ -87,7 +87,15 @@ class AgentRuntime(Work):
         super().__init__(
             config,
             Directory(),
-            Scheduler(self, self._log, ledger, self._failures, in_flight=config.in_flight, queue=config.queue),
+            Scheduler(
+                self,
+                self._log,
+                ledger,
+                self._failures,
+                in_flight=config.in_flight,
+                queue=config.queue,
+                ageing=config.ageing,
+            ),
         )
         self.breakers: Final = OwnedCircuitBreakers(self._log)
         self._asks = Asks(self, self.agents, self.tasks)

@@ -30,6 +30,15 @@ def _check_grace(_: object, field: "attrs.Attribute[float]", value: object) -> N
         )
 
 
+def _check_ageing(_: object, field: "attrs.Attribute[float]", value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigurationError(
+            f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; "
+            "use math.inf for the most urgent first, however long others wait",
+            {"name": field.name, "value": value},
+        )
+
+
 @final
 @attrs.frozen(kw_only=True)
 class RuntimeConfig:
@@ -38,6 +47,8 @@ class RuntimeConfig:
     Args:
         in_flight: how many tasks run at a time.
         queue: how many submitted tasks may wait for that; then `submit` waits.
+        ageing: seconds of waiting that are worth one step of `TaskPriority`, so that urgent ones go first and others do not
+            wait for ever. Infinite for the most urgent first, however many of them come; 0 for the order of arrival.
         retention: how many tasks are remembered after their end, the newest.
         grace: seconds that tasks may go on for when the block has been left.
 
@@ -47,6 +58,7 @@ class RuntimeConfig:
 
     in_flight: int = attrs.field(default=256, validator=_check_count)
     queue: int = attrs.field(default=1024, validator=_check_count)
+    ageing: float = attrs.field(default=10.0, validator=_check_ageing)
     retention: int = attrs.field(default=256, validator=_check_count)
     grace: float = attrs.field(default=10.0, validator=_check_grace)
 

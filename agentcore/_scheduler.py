@@ -79,16 +79,25 @@ class Scheduler:
         log: where events go.
         in_flight: how many tasks may run at a time.
         queue: how many submitted tasks may wait for a slot; further submitters wait themselves.
+        ageing: seconds of waiting that are worth one band of priority.
         ledger: what is known of the tasks.
         failures: where what reaches nobody goes.
     """
 
     def __init__(
-        self, runner: TaskRunner, log: EventLog, ledger: Ledger, failures: Failures, *, in_flight: int, queue: int
+        self,
+        runner: TaskRunner,
+        log: EventLog,
+        ledger: Ledger,
+        failures: Failures,
+        *,
+        in_flight: int,
+        queue: int,
+        ageing: float,
     ) -> None:
         self._runner = runner
         self._log = log
-        self._admission = Admission(in_flight, queue)
+        self._admission = Admission(in_flight, queue, ageing)
         self._ledger = ledger
         self._failures = failures
         self._group: anyio.abc.TaskGroup | None = None

@@ -142,6 +142,7 @@ class Work:
             AgentTerminatedError: the agent has been terminated, or was while it executed.
             AgentRestartedError: the agent was started again while it executed.
             AgentCrash: the agent cannot go on.
+            AgentBusyError: as many executions wait for their turn as `AgentConfig.max_waiting` allows.
             AgentDeadlockError: the agent executes already in this very chain of calls, and takes no further one.
             RuntimeClosedError: the runtime is not open; or it was shut down meanwhile, and the execution was cancelled.
             TaskRoutingError: nothing is registered by this name.

@@ -16,6 +16,7 @@ CoreError
 │   ├── AgentExecutionError                             ``handle_error`` failed as well; carries both errors
 │   ├── AgentTerminatedError                            the agent has been terminated
 │   ├── AgentCrash                                      raised by an agent that cannot go on: no error to handle
+│   ├── AgentBusyError                                  as many executions wait for the agent as may
 │   ├── AgentRestartedError                             an agent was restarted while it executed
 │   ├── MailboxFullError                                as many messages wait as an agent's mailbox takes
 │   ├── AgentDeadlockError                              agents wait for each other in a circle
@@ -55,6 +56,7 @@ from agentcore.errors._base import text_of as text_of
 from agentcore.errors._base import texts_of as texts_of
 
 __all__ = [
+    "AgentBusyError",
     "AgentCrash",
     "AgentCrashedError",
     "AgentDeadlockError",
@@ -266,6 +268,16 @@ class AgentTerminatedError(AgentError):
 
     code = "agent_terminated"
     safe_text = "An agent is no longer available."
+
+
+class AgentBusyError(AgentError):
+    """As many executions wait for their turn as the agent allows: this one was not begun. Details: ``agent``, ``limit``."""
+
+    code = "agent_busy"
+    severity = Severity.WARNING
+    safe_text = "An agent is busy. Please try again later."
+    retryable: ClassVar[bool] = True
+    """Calling again later may be of use."""
 
 
 class AgentDeadlockError(AgentError):
