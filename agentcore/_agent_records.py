@@ -139,7 +139,7 @@ class AgentConfig:
         """
         if self.max_waiting is not None and number > self.max_waiting:
             raise AgentBusyError(
-                f"agent {self.name!r} is busy: got an execution while max_waiting={self.max_waiting} wait for their turn; "
+                f"agent {self.name!r} is busy and lets {self.max_waiting} executions wait for their turn: got one more; "
                 "try again later, or raise max_waiting or max_concurrency",
                 {"agent": self.name, "limit": self.max_waiting},
             )

@@ -80,7 +80,7 @@ async def test_so_many_may_wait_and_no_more(max_waiting: int | None, max_concurr
         assert error.details == {"agent": "clerk", "limit": max_waiting}
         assert error.retryable
         assert str(error) == (
-            f"agent 'clerk' is busy: got an execution while max_waiting={max_waiting} wait for their turn; "
+            f"agent 'clerk' is busy and lets {max_waiting} executions wait for their turn: got one more; "
             "try again later, or raise max_waiting or max_concurrency"
         )
 
