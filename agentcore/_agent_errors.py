@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentcore._agent_records import Limit
 from agentcore.errors import (
+    AgentBusyError,
     AgentExecutionError,
     AgentInitializationError,
     AgentResultError,
@@ -17,6 +18,15 @@ from agentcore.errors import (
 def gone(agent: str) -> AgentTerminatedError:
     """Make the error for who wants something of an agent that is terminated."""
     return AgentTerminatedError(f"agent {agent!r} has been terminated; make a new one", {"agent": agent})
+
+
+def busy(agent: str, limit: int) -> AgentBusyError:
+    """Make the error for who comes when as many wait for an agent as may."""
+    return AgentBusyError(
+        f"agent {agent!r} is busy and lets {limit} executions wait for their turn: got one more; "
+        "try again later, or raise max_waiting or max_concurrency",
+        {"agent": agent, "limit": limit},
+    )
 
 
 def too_late(agent: str, limit: Limit) -> AgentTimeoutError:

@@ -17,7 +17,7 @@ from agentcore._handle import TaskHandle
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._tasks import BaseTask
 from agentcore.abc import Completed, Group, Stream, TaskRunner
-from agentcore.errors import AgentBusyError, AgentError, ConfigurationError
+from agentcore.errors import AgentError, ConfigurationError
 
 HISTOGRAM_BOUNDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Upper bounds, in seconds, of the buckets that durations are counted in; one more bucket holds what is longer."""
@@ -116,7 +116,8 @@ class AgentConfig:
         terminate_timeout: seconds that `terminate` lets executions end by themselves, then waits for cancelled ones,
             then gives the agent's own clean-up: three times this at most.
         metadata: anything else.
-        max_waiting: executions that may wait for their turn; further ones get an AgentBusyError at once. None for no limit.
+        max_waiting: executions that may wait for their turn; further ones get an AgentBusyError at once, but for messages,
+            whose line is the mailbox. None for no limit.
 
     Raises:
         ConfigurationError: a value is not usable.
@@ -130,19 +131,6 @@ class AgentConfig:
     terminate_timeout: float = attrs.field(default=5.0, validator=_check_terminate_timeout)
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
     max_waiting: int | None = attrs.field(default=None, validator=_check_max_waiting)
-
-    def _check_waiting(self, number: int) -> None:
-        """Raise if more executions wait for their turn than may.
-
-        Raises:
-            AgentBusyError: there are more.
-        """
-        if self.max_waiting is not None and number > self.max_waiting:
-            raise AgentBusyError(
-                f"agent {self.name!r} is busy and lets {self.max_waiting} executions wait for their turn: got one more; "
-                "try again later, or raise max_waiting or max_concurrency",
-                {"agent": self.name, "limit": self.max_waiting},
-            )
 
 
 # Not frozen: that takes three times as long to make, on a hot path.

@@ -486,13 +486,15 @@ class BaseAgent(abc.ABC):
         wait = waits.begin(self, around)
         turn = anyio.Event()
         self._slots.wait(turn)
-        job = current_job.get()
+        job, call, most = current_job.get(), context._call, self.config.max_waiting
         try:
-            self.config._check_waiting(len(self._slots))  # with this one
+            # This one is in the line by now. A message has been accepted before.
+            if most is not None and len(self._slots) > most and (call is None or not call.is_message):
+                raise _agent_errors.busy(self.name, most)
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
-                await self._bounded(turn.wait(), context._limit, None, context._call)
-            if (call := context._call) is not None and call.interruption is not None:
+                await self._bounded(turn.wait(), context._limit, None, call)
+            if call is not None and call.interruption is not None:
                 raise call.interruption  # in the very step in which the turn came
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
@@ -594,4 +596,5 @@ def _holders(waitable: Waitable) -> int:
 
 
 waits: Final = Waits(_holders)
+
 BaseAgent.terminate._is_protocol = True  # type: ignore[attr-defined]

@@ -5,6 +5,8 @@ In virtual time, on asyncio and on trio, strict and hosted.
 
 from __future__ import annotations
 
+from typing import Self
+
 import anyio
 import pytest
 
@@ -27,9 +29,13 @@ from tests.runtime.lives import both_kinds, living
 class Clerk(BaseAgent):
     """An agent that works for a second, or executes another one."""
 
-    def __init__(self, max_waiting: int | None, max_concurrency: int = 1) -> None:
-        super().__init__(AgentConfig("clerk", "office", max_concurrency=max_concurrency, max_waiting=max_waiting))
+    def __init__(self, config: AgentConfig) -> None:
+        super().__init__(config)
         self.served: list[int] = []
+
+    @classmethod
+    def of(cls, max_waiting: int | None, max_concurrency: int = 1) -> Self:
+        return cls(AgentConfig("clerk", "office", max_concurrency=max_concurrency, max_waiting=max_waiting))
 
     async def initialize(self) -> bool:
         return True
@@ -57,7 +63,7 @@ def test_an_unusable_limit_is_refused(value: object) -> None:
 @simulate(runs=2)
 async def test_so_many_may_wait_and_no_more(max_waiting: int | None, max_concurrency: int) -> None:
     """Further ones are refused without any wait, and those that wait are served in their order."""
-    clerk = Clerk(max_waiting, max_concurrency)
+    clerk = Clerk.of(max_waiting, max_concurrency)
     refused: list[AgentBusyError] = []
 
     async def call(name: int) -> None:
@@ -88,7 +94,7 @@ async def test_so_many_may_wait_and_no_more(max_waiting: int | None, max_concurr
 @simulate(runs=2)
 async def test_whoever_stops_waiting_leaves_a_place() -> None:
     """So does who is served; a refusal takes none."""
-    clerk = Clerk(max_waiting=1)
+    clerk = Clerk.of(max_waiting=1)
     async with anyio.create_task_group() as group:
         group.start_soon(clerk.execute, AgentContext())
         await current_simulation().settle()
@@ -107,7 +113,7 @@ async def test_whoever_stops_waiting_leaves_a_place() -> None:
 @simulate(runs=2)
 async def test_a_circle_is_told_as_a_circle_though_nobody_may_wait() -> None:
     """That it is busy would say that a further attempt may be of use."""
-    clerk, other = Clerk(max_waiting=0), Clerk(max_waiting=0)
+    clerk, other = Clerk.of(max_waiting=0), Clerk.of(max_waiting=0)
     result = await clerk.execute(AgentContext(parameters={"other": other}))
     assert isinstance(result.error, AgentDeadlockError)
 
@@ -116,7 +122,7 @@ async def test_a_circle_is_told_as_a_circle_though_nobody_may_wait() -> None:
 @simulate(runs=2)
 async def test_whoever_asks_is_told(hosted: bool) -> None:
     """The error comes as it is, the agent and the others have no part in it."""
-    clerk = Clerk(max_waiting=1)
+    clerk = Clerk.of(max_waiting=1)
     async with living(hosted) as runtime, anyio.create_task_group() as group:
         for _ in range(2):
             group.start_soon(runtime.ask, clerk)
@@ -135,7 +141,7 @@ async def test_whoever_asks_is_told(hosted: bool) -> None:
 @simulate(runs=2)
 async def test_a_task_whose_agent_is_busy_has_failed(hosted: bool) -> None:
     """It is FAILED with that error, whether it is run or submitted, and its slot is free again."""
-    clerk = Clerk(max_waiting=1)
+    clerk = Clerk.of(max_waiting=1)
     async with living(hosted, in_flight=3) as runtime:
         runtime.registry("agents").register("clerk", clerk)
         handles = [await runtime.submit("clerk") for _ in range(2)]
@@ -154,3 +160,22 @@ async def test_a_task_whose_agent_is_busy_has_failed(hosted: bool) -> None:
         assert [await handle.result() for handle in handles] == [{"served": 1}, {"served": 2}]
         statistics = runtime.statistics().tasks
         assert (statistics.completed, statistics.failed, statistics.in_flight) == (2, 2, 0)
+
+
+@both_kinds
+@simulate(runs=2)
+async def test_a_message_waits_for_its_turn_though_nobody_else_may(hosted: bool) -> None:
+    """It was accepted by the mailbox, whose capacity is its limit: a busy agent does not crash of it."""
+    async with living(hosted, grace=10) as runtime, anyio.create_task_group() as group:
+        clerk = await runtime.spawn(Clerk, AgentConfig("clerk", "office", max_waiting=0), mailbox=3)
+        group.start_soon(runtime.ask, clerk)
+        await current_simulation().settle()
+        for name in (1, 2, 3):
+            await runtime.tell(clerk, {"name": name})
+        await current_simulation().settle()
+        with pytest.raises(AgentBusyError):
+            await runtime.ask(clerk)
+        await anyio.sleep(5)
+        agent = clerk.agent
+        assert isinstance(agent, Clerk)
+        assert (agent.served, clerk.restarts, clerk.dropped) == ([0, 1, 2, 3], 0, 0)
