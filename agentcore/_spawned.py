@@ -35,6 +35,7 @@ from agentcore.errors import (
     AgentTerminatedError,
     AgentTimeoutError,
     MailboxFullError,
+    RuntimeClosedError,
     text_of,
 )
 
@@ -295,6 +296,7 @@ class Spawned:
             AgentTerminatedError: it is gone for good.
             AgentTimeoutError: the call's deadline came first.
         """
+        self._house.check_place("ask")
         call, limit = context._call, context._limit
         assert call is not None  # whoever calls has made it  # noqa: S101
         while self.agent is None:
@@ -421,10 +423,11 @@ class Spawned:
                 if not presence.life.cancel_called:
                     self._end(agent, None)
         except Exception as error:  # noqa: BLE001 - a crash
-            if presence.life.cancel_called:
-                self._house.failures.add(error, f"agent {self.name!r} failed while it was ended")
-            else:
+            if not presence.life.cancel_called:
                 agent._crash(error)
+            elif not all(isinstance(leaf, RuntimeClosedError) for leaf in _interop.leaves_of(error)):
+                # To be refused in the moment before it learns of the end is no failure.
+                self._house.failures.add(error, f"agent {self.name!r} failed while it was ended")
         except BaseException as error:  # noqa: ASYNC103, BLE001 - as above
             self._note_interruption(agent, error)
         finally:
