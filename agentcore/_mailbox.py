@@ -78,12 +78,15 @@ class Mailbox(Generic[T]):
             raise
         return sender.is_accepted
 
-    async def get(self) -> T:
-        """Wait for a message and take it out. A checkpoint only if it has to wait; whoever is cancelled has taken nothing."""
+    async def wait(self) -> None:
+        """Wait until there is a message to take out. A checkpoint only if it has to wait."""
         while not self._items:
             if self._bell is None:
                 self._bell = anyio.Event()
             await self._bell.wait()
+
+    def take(self) -> T:
+        """Take out the message that has been there for longest; there must be one."""
         item = self._items.popleft()
         self._let_in()
         return item
@@ -100,10 +103,17 @@ class Mailbox(Generic[T]):
     def _take_back(self, sender: _Sender[T]) -> None:
         if sender in self._senders:
             self._senders.remove(sender)
-        elif sender.is_accepted and sender.item in self._items:
-            self._items.remove(sender.item)
+        elif sender.is_accepted and self._remove(sender.item):
             self._taken_back(sender.item)
             self._let_in()
+
+    def _remove(self, item: T) -> bool:
+        """Remove a message, and none that is only equal to it; tell whether it was there."""
+        for index in reversed(range(len(self._items))):
+            if self._items[index] is item:
+                del self._items[index]
+                return True
+        return False
 
     def _let_in(self) -> None:
         while self._senders and len(self._items) < self.capacity:

@@ -108,6 +108,7 @@ class AgentRuntime(Work):
             self._failures,
             self._log,
             check_open=self.tasks.check_open,
+            check_place=lambda method: self._lifetime.check_place(method),  # noqa: PLW0108 - it is made below
             refusal=self.tasks.refusal,
         )
         self.supervisor = AgentSupervisor(NAME, checked_supervisor(supervisor), house)

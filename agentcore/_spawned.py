@@ -22,7 +22,7 @@ from agentcore._agent_records import AgentConfig, AgentContext, Call
 from agentcore._agents import BaseAgent, waits
 from agentcore._calls import Calls
 from agentcore._chains import links
-from agentcore._context import current_execution, current_runtime, end_structure
+from agentcore._context import current_execution, current_runtime, current_terminations, end_structure
 from agentcore._events import EventLog
 from agentcore._failures import Failures
 from agentcore._mailbox import Mailbox
@@ -35,10 +35,13 @@ from agentcore.errors import (
     AgentTerminatedError,
     AgentTimeoutError,
     MailboxFullError,
+    RuntimeClosedError,
     text_of,
 )
 
 _logger: Final = logging.getLogger("agentcore.agents")
+_BATCH: Final = 16
+"""After how many messages an agent lets others run, also if it waits for nothing itself."""
 
 
 @final
@@ -52,6 +55,7 @@ class House:
         failures: where what reaches nobody goes.
         log: where events go.
         check_open: raises if the runtime takes nothing from the caller.
+        check_place: raises if this is not its event loop.
         refusal: makes the error for who comes then.
     """
 
@@ -60,6 +64,7 @@ class House:
     failures: Failures
     log: EventLog
     check_open: Callable[[str], None]
+    check_place: Callable[[str], None]
     refusal: Callable[[str], Exception]
 
 
@@ -152,6 +157,7 @@ class Spawned:
         self._is_gone = self._is_quiet = False
         self._change = anyio.Event()  # set when somebody comes, or nobody ever will
         self._presence: _Presence | None = None  # of the agent that is there, or has just crashed
+        self._passing: BaseAgent | None = None  # who is about to come, or to go
         self._calls: set[Call] = set()
         self._variables: Context = copy_context()  # of whoever spawns it; it is a part of nothing of his
         self._variables.run(end_structure)
@@ -184,12 +190,14 @@ class Spawned:
             AgentInitializationError: it could not be.
             Exception: what making it raises.
         """
-        agent = self._make()
+        agent = self._passing = self._make()
         try:
             await agent._initialize(None, None)
         except BaseException:
             await self._terminate(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
             raise
+        finally:
+            self._passing = None
         return agent
 
     def install(self, agent: BaseAgent, group: anyio.abc.TaskGroup) -> None:
@@ -225,7 +233,11 @@ class Spawned:
             presence.scope.cancel(reason)
             await presence.ended.wait()
             presence.agent._keeper = None
-            await self._terminate(presence.agent)
+            self._passing = presence.agent
+            try:
+                await self._terminate(presence.agent)
+            finally:
+                self._passing = None
 
     def retire(self) -> None:
         """Have nobody fill the place any more."""
@@ -246,19 +258,23 @@ class Spawned:
 
     async def stop(self) -> None:
         """Have nobody fill the place any more, and wait for that, unless the agent itself calls this."""
+        self._house.check_place("stop")
         await anyio.lowlevel.checkpoint()
         await self._overseer.stop_child(self)
 
     def is_around(self) -> bool:
         """Tell whether this is called by the agent itself, or on its behalf."""
-        own = (self._room, self._life, self._presence.agent if self._presence is not None else None)
-        return any(link[0] in own for link in links(current_execution.get()))
+        agent = self._passing if self._presence is None else self._presence.agent
+        own: list[Any] = [self._room, self._life]
+        if agent is not None:
+            own += [agent, agent._initializing]
+        return agent in current_terminations.get() or any(link[0] in own for link in links(current_execution.get()))
 
     # What it hears of the agent.
 
     def crashed(self, agent: BaseAgent, error: BaseException) -> None:
         """Note that the agent cannot go on."""
-        if isinstance(error, Exception | SystemExit):  # anything else is meant for the program
+        if is_crash(error):
             self._end(agent, error)
 
     def terminating(self, agent: BaseAgent) -> None:
@@ -280,6 +296,7 @@ class Spawned:
             AgentTerminatedError: it is gone for good.
             AgentTimeoutError: the call's deadline came first.
         """
+        self._house.check_place("ask")
         call, limit = context._call, context._limit
         assert call is not None  # whoever calls has made it  # noqa: S101
         while self.agent is None:
@@ -344,6 +361,7 @@ class Spawned:
             )
 
     def _check_there(self) -> None:
+        self._house.check_place("tell")
         if self._mailbox.is_closed:
             raise self._gone() if self._is_gone else self._house.refusal("a message")
 
@@ -377,10 +395,18 @@ class Spawned:
     async def _work(self, presence: _Presence) -> None:
         """Handle the messages, one after the other."""
         agent = presence.agent
+        handled = 0
         try:
             with presence.scope:
-                while await self._handle(agent, await self._mailbox.get()):
-                    pass
+                while True:
+                    await self._mailbox.wait()
+                    if self.agent is not agent:
+                        return  # it has come to its end: what waits is for the next one
+                    if not await self._handle(agent, self._mailbox.take()):
+                        return
+                    handled += 1
+                    if handled % _BATCH == 0:
+                        await anyio.lowlevel.checkpoint()
         except BaseException as error:  # noqa: ASYNC103, BLE001 - told elsewhere; the supervisor ends with its own scope
             self._note_interruption(agent, error)
         finally:
@@ -394,12 +420,14 @@ class Spawned:
         try:
             with presence.life:
                 await agent.live(context)
-                self._end(agent, None)
+                if not presence.life.cancel_called:
+                    self._end(agent, None)
         except Exception as error:  # noqa: BLE001 - a crash
-            if presence.life.cancel_called:
-                self._house.failures.add(error, f"agent {self.name!r} failed while it was ended")
-            else:
+            if not presence.life.cancel_called:
                 agent._crash(error)
+            elif not all(isinstance(leaf, RuntimeClosedError) for leaf in _interop.leaves_of(error)):
+                # To be refused in the moment before it learns of the end is no failure.
+                self._house.failures.add(error, f"agent {self.name!r} failed while it was ended")
         except BaseException as error:  # noqa: ASYNC103, BLE001 - as above
             self._note_interruption(agent, error)
         finally:
@@ -408,7 +436,7 @@ class Spawned:
     def _note_interruption(self, agent: BaseAgent, error: BaseException) -> None:
         """See to what no handler of errors may keep. A cancellation is not passed on, for it would end the supervisor."""
         cancelled, rest = _interop.split_cancellation(error)
-        if rest is not None and not isinstance(rest, Exception | SystemExit):
+        if rest is not None and not is_crash(rest):
             self._house.failures.crash(rest)
         elif rest is not None:
             self.crashed(agent, rest)
@@ -459,6 +487,21 @@ class Spawned:
         return AgentRestartedError(
             f"agent {self.name!r} was started again while it executed this; ask again", {"agent": self.name}
         )
+
+
+def is_crash(error: BaseException) -> bool:
+    """Tell whether an error is one of an agent; others, such as Ctrl-C, are meant for the program."""
+    return all(isinstance(leaf, Exception | SystemExit) for leaf in _interop.leaves_of(error))
+
+
+def as_failure(name: str, error: BaseException | None) -> Exception:
+    """Return the end of an agent as what can be raised in a group of errors."""
+    if isinstance(error, Exception):
+        return error
+    what = "has ended by itself" if error is None else f"raised {error!r}"
+    failure = AgentCrash(f"agent {name!r} {what}", {"agent": name})
+    failure.__cause__ = error
+    return failure
 
 
 def _unhandled(agent: str, said: object, cause: BaseException | None) -> BaseException:

@@ -9,6 +9,7 @@ which ends then.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
 import enum
+import inspect
 import logging
 import math
 from collections import deque
@@ -30,8 +31,8 @@ from agentcore._context import current_runtime, end_structure
 from agentcore._layer import check_name
 from agentcore._rules.backoff import Backoff, check_number, show
 from agentcore._rules.restart import RestartType, Supervision, SupervisionStrategy
-from agentcore._spawned import House, Spawned
-from agentcore.errors import AgentCrash, AgentCrashedError, AgentError, ConfigurationError, text_of, texts_of
+from agentcore._spawned import House, Spawned, as_failure, is_crash
+from agentcore.errors import AgentCrashedError, AgentError, ConfigurationError, text_of, texts_of
 
 _logger: Final = logging.getLogger("agentcore.agents")
 _DEFAULT_BACKOFF: Final = Backoff(initial=0.05, factor=2.0, maximum=5.0)
@@ -110,12 +111,6 @@ class Child(Protocol):
 
     def retire(self) -> None:
         """Be gone for good, and tell those who wait."""
-
-    def quieten(self) -> None:
-        """Do nothing by oneself any more."""
-
-    def drop_messages(self, why: str) -> None:
-        """Take no messages any more."""
 
     def is_around(self) -> bool:
         """Tell whether this is called from inside."""
@@ -228,7 +223,7 @@ class AgentSupervisor:
         self._check_name(name)
         below = AgentSupervisor(name, config, self._house, self, _to(RestartType, "restart", restart))
         self._names[name] = below
-        below._begin(self._adopt(below))
+        below._begin(self._adopt(below)).ready.set()
         return below
 
     async def stop(self) -> None:
@@ -237,6 +232,7 @@ class AgentSupervisor:
         Raises:
             AgentError: it is the first supervisor, which ends with the runtime.
         """
+        self._house.check_place("stop")
         await anyio.lowlevel.checkpoint()
         if self._above is None:
             raise AgentError(
@@ -248,6 +244,9 @@ class AgentSupervisor:
         """Take a child down for good and wait for that, unless it is called from inside of it."""
         if child not in self._children.values():
             return  # it is gone already
+        if self.is_over:  # it has given up and is not back yet, so the child is down
+            self._stopped(child)
+            return
         request = _Request()
         self.child_ended(child, None, request)
         if not child.is_around():
@@ -309,7 +308,7 @@ class AgentSupervisor:
         self._rule = self._new_rule()
         self._reports.clear()
         self._ends.clear()
-        self._begin(group)
+        life = self._begin(group)
         try:
             for child in again:
                 await child.start(group)
@@ -317,6 +316,7 @@ class AgentSupervisor:
         except BaseException:
             await self.take_down(for_good=False)  # noqa: ASYNC102 - shields itself
             raise
+        life.ready.set()
 
     async def take_down(self, *, for_good: bool) -> None:
         """Stop all children, and the task."""
@@ -330,13 +330,13 @@ class AgentSupervisor:
             self._forget(child)
 
     def quieten(self) -> None:
-        """Have no agent do anything by itself any more."""
-        for child in self._children.values():
+        """Have no agent in the tree do anything by itself any more."""
+        for child in self.agents():
             child.quieten()
 
     def drop_messages(self, why: str) -> None:
-        """Have no mailbox accept anything any more, and drop what is in them."""
-        for child in self._children.values():
+        """Have no mailbox in the tree accept anything any more, and drop what is in them; of those to come as well."""
+        for child in self.agents():
             child.drop_messages(why)
 
     def is_around(self) -> bool:
@@ -345,12 +345,13 @@ class AgentSupervisor:
 
     # The task.
 
-    def _begin(self, group: anyio.abc.TaskGroup) -> None:
+    def _begin(self, group: anyio.abc.TaskGroup) -> "_Life":
         self._state, self._group, self._life = "up", group, _Life()
         context = copy_context()
         context.run(end_structure)
         context.run(current_runtime.set, self._house.runner)
         _ = context.run(partial(group.start_soon, self._run, self._life, name=f"supervisor {self.name}"))
+        return self._life
 
     async def _run(self, life: "_Life") -> None:
         failure: AgentCrashedError | None = None
@@ -363,10 +364,13 @@ class AgentSupervisor:
                 for child in reversed(list(self._children.values())):
                     await child.take_down(for_good=self._is_for_good)
             life.ended.set()
-            for _, _, request in self._reports:
-                if isinstance(request, _Request):
-                    request.done.set()  # everything is stopped
+            for child, _, request in list(self._reports):
+                if isinstance(request, _Request):  # everything is stopped by now
+                    self._stopped(child)
+                    request.done.set()
             self._reports.clear()
+            if self._is_for_good:
+                self.retire()
         if failure is not None:
             self._give_up(failure, life)
 
@@ -380,6 +384,7 @@ class AgentSupervisor:
 
     async def _watch(self, life: "_Life") -> AgentCrashedError | None:
         """Do what there is to be done; return why nothing more can be."""
+        await life.ready.wait()
         while True:
             failure = None
             if self._reports:
@@ -401,8 +406,7 @@ class AgentSupervisor:
         if isinstance(presence, _Request):
             if self._children.get(child.name) is child:
                 await child.take_down(for_good=True)
-                self._forget(child)
-                self._house.log.emit("agent_stopped", agent=child.name)
+                self._stopped(child)
             presence.done.set()
             return None
         if error is not None:
@@ -416,7 +420,9 @@ class AgentSupervisor:
         assert self._group is not None  # it is up  # noqa: S101
         try:
             await child.start(self._group)
-        except Exception as error:  # noqa: BLE001 - a crash, as any other
+        except BaseException as error:
+            if not is_crash(error):
+                raise
             self._note_crash(child, error)
             return await self._carry_out(child, error)
         self._rule.started(child.name, anyio.current_time())
@@ -426,21 +432,22 @@ class AgentSupervisor:
     async def _carry_out(self, child: Child, error: BaseException | None) -> AgentCrashedError | None:
         """Do what follows from the end of a child."""
         now, draw = anyio.current_time(), _interop.sources.get().random.random()
-        self._ends.append((now, child.name, error))
         verdict = self._rule.ended(child.name, now, draw, crashed=error is not None)
+        if child.name not in verdict.removed:
+            self._ends.append((now, child.name, error))
         for name in verdict.stop:
             await self._children[name].take_down(for_good=name in verdict.removed)
         for name in verdict.removed:
             gone = self._children[name]
             self._forget(gone)
-            if gone is child and isinstance(error, Exception):
-                self._house.failures.add(error, f"agent {name!r} crashed, and is not started again")
+            if gone is child and error is not None:
+                self._house.failures.add(as_failure(name, error), f"agent {name!r} crashed, and is not started again")
         return self._too_many(now) if verdict.gives_up else None
 
     def _too_many(self, now: float) -> AgentCrashedError:
         """Make the error of a supervisor that gives up: of all the ends that were too many."""
         recent = [(name, error) for at, name, error in self._ends if at >= now - self.config.period]
-        errors = [_as_failure(name, error) for name, error in recent]
+        errors = [as_failure(name, error) for name, error in recent]
         names = sorted({name for name, _ in recent})
         return AgentCrashedError(
             f"supervisor {self.name!r} gives up: got {len(errors)} restarts within {self.config.period:g} s, "
@@ -463,11 +470,17 @@ class AgentSupervisor:
         """Have a child, which is up in this moment; return where it lives."""
         assert self._group is not None  # `open` has set it  # noqa: S101
         if self._state == "new":
-            self._begin(self._group)
+            self._begin(self._group).ready.set()
         self._children[child.name] = child
         self._rule.add(child.name, child.restart, anyio.current_time())
         self._house.log.emit("agent_started", agent=child.name)
         return self._group
+
+    def _stopped(self, child: Child) -> None:
+        """Note that a child has been stopped for good, unless it was gone already."""
+        if self._children.get(child.name) is child:
+            self._forget(child)
+            self._house.log.emit("agent_stopped", agent=child.name)
 
     def _forget(self, child: Child) -> None:
         self._children.pop(child.name, None)
@@ -476,6 +489,7 @@ class AgentSupervisor:
         child.retire()
 
     def _check_open(self, subject: object) -> None:
+        self._house.check_place("spawn and supervise")
         self._house.check_open(f"a spawn of {show(subject)}")
         if self._state == "stopped":
             raise AgentError(
@@ -497,14 +511,16 @@ class _Life:
 
     Attributes:
         scope: around what it does; cancelled to end it.
+        ready: set when all children are there that are to be.
         bell: wakes it up.
         ended: set when nothing of it runs.
     """
 
-    __slots__ = ("bell", "ended", "scope")
+    __slots__ = ("bell", "ended", "ready", "scope")
 
     def __init__(self) -> None:
         self.scope = anyio.CancelScope()
+        self.ready = anyio.Event()
         self.bell = anyio.Event()
         self.ended = anyio.Event()
 
@@ -531,15 +547,6 @@ def _to(cls: type[E], name: str, value: object) -> E:
             f"write {cls.__name__}.{next(iter(cls)).name}",
             {"name": name, "value": value},
         ) from None
-
-
-def _as_failure(name: str, error: BaseException | None) -> Exception:
-    if isinstance(error, Exception):
-        return error
-    what = "has ended by itself" if error is None else f"raised {error!r}"
-    failure = AgentCrash(f"agent {name!r} {what}", {"agent": name})
-    failure.__cause__ = error
-    return failure
 
 
 def _blueprint(
@@ -574,9 +581,16 @@ def _blueprint(
 def _make(agent: Any, config: AgentConfig) -> BaseAgent:
     made = agent if isinstance(agent, BaseAgent) else agent(config)
     if not isinstance(made, BaseAgent):
+        if inspect.iscoroutine(made):
+            made.close()
         raise ConfigurationError(
             f"what is spawned must give an agent when it is called with an AgentConfig: got {show(made)}; "
             "return a BaseAgent",
+            {"name": "agent", "value": made},
+        )
+    if made._keeper is not None:
+        raise ConfigurationError(
+            f"an agent has one supervisor at a time: got {made!r}, which has one; make another agent",
             {"name": "agent", "value": made},
         )
     made.config = config
