@@ -495,22 +495,21 @@ async def test_what_is_not_handled_within_the_grace_is_dropped(hosted: bool) -> 
 @simulate(runs=RUNS)
 async def test_a_message_to_an_agent_that_never_comes_up_does_not_hold_up_the_end(hosted: bool) -> None:
     """It was told by its name while it was initialised; it is dropped when the runtime ends."""
-    async with anyio.create_task_group() as group:
-        async with supervised(hosted, grace=1) as (runtime, log):
-            log.starts["one"] = [anyio.sleep_forever]
-            scope = anyio.CancelScope()
+    async with anyio.create_task_group() as group, supervised(hosted, grace=1) as (runtime, log):
+        log.starts["one"] = [anyio.sleep_forever]
+        scope = anyio.CancelScope()
 
-            async def spawn() -> None:
-                with scope:
-                    await runtime.spawn(log.make, config("one"))
+        async def spawn() -> None:
+            with scope:
+                await runtime.spawn(log.make, config("one"))
 
-            group.start_soon(spawn)
-            await settle()
-            await runtime.tell("one", {"n": 1})
-            report = await runtime.shutdown()
-            assert (1, 1) == (report.messages_dropped, anyio.current_time())
-            scope.cancel()
-            await settle()
+        group.start_soon(spawn)
+        await settle()
+        await runtime.tell("one", {"n": 1})
+        report = await runtime.shutdown()
+        assert (1, 1) == (report.messages_dropped, anyio.current_time())
+        scope.cancel()
+        await settle()
 
 
 # Where it is called, and what travels along.
