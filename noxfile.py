@@ -54,15 +54,14 @@ QUICK = [
     "not thorough and not campaign",
     *(f"--ignore=tests/{name}" for name in (*SEARCHES, *SHOWN, "test_docs.py")),
 ]
-# Besides, without what hardly depends on a version or on another library, and of the pools nothing but the table of
-# outcomes: for all versions but the oldest.
+# Besides, without what hardly depends on a version or on another library; of the pools nothing but the table of outcomes,
+# and of the testing kit its simulator. For all versions but the oldest.
 NARROW = [
     *QUICK,
     *(f"--ignore=tests/{name}" for name in ("cli", "config", "rules")),
     "--ignore-glob=tests/pools/test_[!o]*",
+    "--ignore-glob=tests/testing/test_[!s]*",
 ]
-# Besides, of the testing kit only its simulator: for what stands between the oldest and the newest.
-NARROWEST = [*NARROW, "--ignore-glob=tests/testing/test_[!s]*"]
 # On asyncio and trio alone, where all other event loops have been tried already.
 PLAIN = "--plain-loops"
 EXTRAS = ".[cli,testing,trio]"
@@ -151,9 +150,9 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, two at a time: on the oldest version all of them, on the others what may depend on the version."""
     install(session, "test", *(["hosts"] if session.python == OLDEST else []))
-    chosen = [] if session.python == OLDEST else NARROWEST
+    chosen = [] if session.python == OLDEST else NARROW
     if session.python == PYTHONS[-1]:
-        chosen = [PLAIN, *NARROW]
+        chosen = [PLAIN, *chosen]
     session.run("python", "-m", "pytest", "-n", "2", *chosen, *session.posargs)
 
 
@@ -164,7 +163,7 @@ def lowest(session: nox.Session) -> None:
     session.run("uv", "pip", "install", "--quiet", "--resolution=lowest-direct", "-e", EXTRAS)
     session.run("uv", "pip", "install", "--quiet", *group("test"))
     session.run("uv", "pip", "list", "--quiet")
-    session.run("python", "-m", "pytest", "-n", "2", PLAIN, *NARROWEST, *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", PLAIN, *NARROW, *session.posargs)
 
 
 @nox.session(python=BASE)
@@ -182,9 +181,14 @@ def coverage(session: nox.Session) -> None:
 def searches(session: nox.Session) -> None:
     """Run what takes its time: every cancellation, fault and order that the quick ones leave out, in real hosts too."""
     install(session, "test", "hosts")
-    folders = [f"tests/{name}" for name in SEARCHES]
-    session.run("python", "-m", "pytest", "-n", "2", *folders, *session.posargs)
-    elsewhere = [f"--ignore={folder}" for folder in folders]
+    session.run("python", "-m", "pytest", "-n", "2", *(f"tests/{name}" for name in SEARCHES), *session.posargs)
+
+
+@nox.session(python=BASE, default=False)
+def thorough(session: nox.Session) -> None:
+    """Run the long searches of single parts, and what measures memory: a matter of minutes."""
+    install(session, "test")
+    elsewhere = [f"--ignore=tests/{name}" for name in SEARCHES]
     session.run("python", "-m", "pytest", "-n", "2", "-m", "thorough and not campaign", *elsewhere, *session.posargs)
 
 

@@ -1,6 +1,7 @@
 """agentcore: the structured-concurrency core of multi-agent programs, on asyncio and on trio."""
 
 from agentcore._agent_records import AgentCapability, AgentConfig, AgentContext, AgentMetrics, AgentResult
+from agentcore._agent_refs import AgentRef
 from agentcore._agents import BaseAgent
 from agentcore._breaker import CircuitBreaker
 from agentcore._breaker_records import CircuitBreakerMetrics
@@ -35,10 +36,12 @@ from agentcore._rules.agent_states import AgentState
 from agentcore._rules.backoff import Backoff
 from agentcore._rules.circuit import CircuitMode, CircuitState
 from agentcore._rules.circuit_config import CircuitBreakerConfig
+from agentcore._rules.restart import RestartType, SupervisionStrategy
 from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._runtime import AgentRuntime
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
 from agentcore._streams import AgentStream
+from agentcore._supervisor import AgentSupervisor, Supervisor
 from agentcore._sync import SyncRuntime, SyncTaskHandle, sync_runtime
 from agentcore._system import SystemContext, initialize_system, shutdown_system
 from agentcore._task_factory import TaskFactory
@@ -54,11 +57,14 @@ from agentcore.config import (
     load_configuration,
 )
 from agentcore.errors import (
+    AgentBusyError,
+    AgentCrash,
     AgentCrashedError,
     AgentDeadlockError,
     AgentError,
     AgentExecutionError,
     AgentInitializationError,
+    AgentRestartedError,
     AgentResultError,
     AgentTerminatedError,
     AgentTimeoutError,
@@ -70,6 +76,7 @@ from agentcore.errors import (
     ConfigurationError,
     CoreError,
     JobCancelledError,
+    MailboxFullError,
     PipelineError,
     RateLimitError,
     RegistryError,
@@ -148,10 +155,15 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "AgentConfig",
     "AgentContext",
     "AgentMetrics",
+    "AgentRef",
     "AgentResult",
     "AgentState",
     "AgentStream",
+    "AgentSupervisor",
     "BaseAgent",
+    "RestartType",
+    "SupervisionStrategy",
+    "Supervisor",
     # tasks
     "BaseTask",
     "Checkpoint",
@@ -233,11 +245,14 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     # events
     "Event",
     # errors
+    "AgentBusyError",
+    "AgentCrash",
     "AgentCrashedError",
     "AgentDeadlockError",
     "AgentError",
     "AgentExecutionError",
     "AgentInitializationError",
+    "AgentRestartedError",
     "AgentResultError",
     "AgentTerminatedError",
     "AgentTimeoutError",
@@ -249,6 +264,7 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "ConfigurationError",
     "CoreError",
     "JobCancelledError",
+    "MailboxFullError",
     "PipelineError",
     "RateLimitError",
     "RegistryError",

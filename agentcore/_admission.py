@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import anyio
 
+from agentcore import _interop
 from agentcore._agent_records import Limit
 from agentcore._job import Job, Plan, Turn, check_limit
 from agentcore._rules.admission import Slots
@@ -24,12 +25,13 @@ class Admission:
     Args:
         in_flight: how many tasks may run at a time.
         queue: how many submitted tasks may wait for a slot; further submitters wait themselves.
+        ageing: seconds of waiting that are worth one band of priority, in the line for a slot and in that of submitters.
     """
 
-    def __init__(self, in_flight: int, queue: int) -> None:
-        self._slots: Slots[Turn] = Slots(in_flight)
+    def __init__(self, in_flight: int, queue: int, ageing: float) -> None:
+        self._slots: Slots[Turn] = Slots(in_flight, ageing)
         # Places for submitted tasks that wait for a slot; who runs a task waits himself and needs none.
-        self._room: Slots[Turn] = Slots(queue)
+        self._room: Slots[Turn] = Slots(queue, ageing)
 
     def __repr__(self) -> str:
         return repr(self._slots)
@@ -165,7 +167,7 @@ class Admission:
         limit = plan.limit_in_line()
         while True:
             turn = Turn(task.priority)
-            self._room.wait(turn, turn.priority)
+            self._room.wait(turn, turn.priority, _interop.clock())
             try:
                 with self.lending(submitter), anyio.move_on_at(limit.at if limit is not None else None):
                     await turn.event.wait()
@@ -184,7 +186,7 @@ class Admission:
 
     def _line_up(self, task: BaseTask, limit: Limit | None) -> Turn:
         turn = Turn(task.priority, limit)
-        self._slots.wait(turn, turn.priority)
+        self._slots.wait(turn, turn.priority, _interop.clock())
         return turn
 
     def _end_wait(self, job: Job) -> None:

@@ -93,6 +93,11 @@ def _check_terminate_timeout(_: object, field: "attrs.Attribute[float]", value: 
     check_seconds(field.name, value)
 
 
+def _check_max_waiting(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise _unusable(field.name, value, "a whole number, 0 or more", "use None for no limit")
+
+
 def _check_max_concurrency(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise _unusable(field.name, value, "a whole number, 1 or more", "use None for no limit")
@@ -112,6 +117,8 @@ class AgentConfig:
         terminate_timeout: seconds that `terminate` lets executions end by themselves, then waits for cancelled ones,
             then gives the agent's own clean-up: three times this at most.
         metadata: anything else.
+        max_waiting: executions that may wait for their turn; further ones get an AgentBusyError at once, but for messages,
+            whose line is the mailbox. None for no limit.
 
     Raises:
         ConfigurationError: a value is not usable.
@@ -124,6 +131,7 @@ class AgentConfig:
     max_concurrency: int | None = attrs.field(default=1, validator=_check_max_concurrency)
     terminate_timeout: float = attrs.field(default=5.0, validator=_check_terminate_timeout)
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
+    max_waiting: int | None = attrs.field(default=None, validator=_check_max_waiting)
 
 
 # Not frozen: that takes three times as long to make, on a hot path.
@@ -194,11 +202,13 @@ class Call:
     Attributes:
         scope: encloses whatever of it runs now; None before anything does.
         interruption: what the caller gets if it was ended from outside.
+        is_message: whether it is a message, of which nobody gets the result.
     """
 
-    __slots__ = ("interruption", "scope")
+    __slots__ = ("interruption", "is_message", "scope")
 
-    def __init__(self) -> None:
+    def __init__(self, is_message: bool = False) -> None:
+        self.is_message = is_message
         self.scope: anyio.CancelScope | None = None
         self.interruption: Exception | None = None
 
@@ -310,6 +320,22 @@ class AgentContext:
         """
         result: AgentResult = await self._in_runtime("ask").ask(ref, context, timeout=timeout)
         return result
+
+    async def tell(self, ref: Any, message: "AgentContext | Mapping[str, Any] | None" = None) -> None:
+        """Put a message into the mailbox of a spawned agent; as `AgentRuntime.tell`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        await self._in_runtime("tell").tell(ref, message)
+
+    def tell_nowait(self, ref: Any, message: "AgentContext | Mapping[str, Any] | None" = None) -> None:
+        """Put a message into the mailbox of a spawned agent, without waiting; as `AgentRuntime.tell_nowait`.
+
+        Raises:
+            AgentError: there is no runtime.
+        """
+        self._in_runtime("tell_nowait").tell_nowait(ref, message)
 
     def stream(
         self,

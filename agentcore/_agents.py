@@ -15,10 +15,11 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
 
 import anyio
 
+from agentcore import _agent_errors
 from agentcore._agent_records import (
     HISTOGRAM_BOUNDS,
     AgentConfig,
@@ -31,22 +32,24 @@ from agentcore._agent_records import (
 )
 from agentcore._chains import Execution, Initialization, Waitable, Waits, links, living
 from agentcore._context import current_execution, current_job, current_terminations
-from agentcore._interop import sources, split_cancellation
+from agentcore._interop import leaves_of, sources, split_cancellation
 from agentcore._rules.admission import Slots
 from agentcore._rules.agent_states import AgentLife, AgentState
-from agentcore.errors import (
-    AgentExecutionError,
-    AgentInitializationError,
-    AgentResultError,
-    AgentTerminatedError,
-    AgentTimeoutError,
-    ConfigurationError,
-    text_of,
-)
+from agentcore.errors import AgentCrash, AgentTerminatedError, AgentTimeoutError, text_of
 
 T = TypeVar("T")
 
 _Hook: TypeAlias = Callable[[], Awaitable[None]]
+
+
+class Keeper(Protocol):
+    """Is responsible for the life of an agent. What it hears it hears at once, and must not wait."""
+
+    def crashed(self, agent: BaseAgent, error: BaseException) -> None:
+        """Hear that an agent cannot go on."""
+
+    def terminating(self, agent: BaseAgent) -> None:
+        """Hear that somebody terminates an agent."""
 
 
 class BaseAgent(abc.ABC):
@@ -63,11 +66,7 @@ class BaseAgent(abc.ABC):
 
     def __init__(self, config: AgentConfig) -> None:
         if not isinstance(config, AgentConfig):
-            raise ConfigurationError(
-                f"config of {type(self).__qualname__} must be an AgentConfig: got {config!r}; "
-                "write AgentConfig(name=..., agent_type=...)",
-                {"name": "config", "value": config},
-            )
+            raise _agent_errors.not_a_config(type(self).__qualname__, config)
         self.config = config
         self._life = AgentLife()
         self._slots: Slots[anyio.Event] = Slots(config.max_concurrency)
@@ -77,6 +76,8 @@ class BaseAgent(abc.ABC):
         self._initializing: Initialization | None = None
         self._idle: anyio.Event | None = None
         self._terminated: anyio.Event | None = None
+        # Who has to know that the agent has crashed, or is terminated: its supervisor.
+        self._keeper: Keeper | None = None
         # Metrics.
         self._begun = self._failures = self._timeouts = self._cancellations = 0
         self._total_duration = 0.0
@@ -179,6 +180,16 @@ class BaseAgent(abc.ABC):
             The result of the execution.
         """
 
+    async def live(self, context: AgentContext) -> None:  # noqa: B027 - most agents do nothing by themselves
+        """Do what the agent does by itself, beside answering, while it is supervised. Override it for that.
+
+        `AgentRuntime.spawn` starts it when the agent is initialised, and cancels it when the agent is to end. If it returns,
+        the agent has come to its end; what it raises is a crash.
+
+        Args:
+            context: the agent's way to the runtime; it has no task.
+        """
+
     async def terminate(self) -> None:
         """Release what the agent has. Override it for that; calling super() is not needed.
 
@@ -218,6 +229,7 @@ class BaseAgent(abc.ABC):
         Raises:
             AgentExecutionError: `handle_error` failed; it carries both errors, and the agent's state is ERROR.
             AgentTerminatedError: the agent has been terminated, or was while it executed.
+            AgentBusyError: `max_waiting` executions wait for their turn already.
             AgentDeadlockError: the agent is executing already in this very chain of calls, and takes no further one.
             ConfigurationError: `context` is no AgentContext.
         """
@@ -246,7 +258,7 @@ class BaseAgent(abc.ABC):
             else:
                 result = await self._process(context, execution)
             if result.__class__ is not AgentResult:
-                raise self._not_a_result("process", result)
+                raise _agent_errors.not_a_result(self.name, "process", result)
         except Exception as error:  # noqa: BLE001 - handed to handle_error, whatever it is
             result = await self._recover(error, context, execution)
         except BaseException as error:
@@ -290,14 +302,16 @@ class BaseAgent(abc.ABC):
             if scope.cancel_called and not self._is_ended_from_outside(call):
                 # The time was over, and then its clean-up failed. Both are told.
                 self._timeouts += 1
-                error.add_note(f"raised while it was unwound: {self._timeout(self._limit_at(at, outer, idle))}")
+                error.add_note(
+                    f"raised while it was unwound: {_agent_errors.too_late(self.name, self._limit_at(at, outer, idle))}"
+                )
             raise
         finally:
             del self._scopes[scope]
         if self._is_ended_from_outside(call):
             raise self._end_from_outside(call)
         self._timeouts += 1
-        raise self._timeout(self._limit_at(at, outer, idle))
+        raise _agent_errors.too_late(self.name, self._limit_at(at, outer, idle))
 
     async def _give_up(self, error: AgentTimeoutError, context: AgentContext, around: object) -> AgentResult:
         """Handle that a deadline came before the turn: an execution that never had a slot, and is counted all the same."""
@@ -329,7 +343,7 @@ class BaseAgent(abc.ABC):
             finally:
                 waits.remove(wait)
         if life.terminating:
-            raise self._gone()
+            raise _agent_errors.gone(self.name)
         if life.initialized:
             return
         initialization = self._initializing = Initialization(f"initialisation of {self.name}")
@@ -341,7 +355,7 @@ class BaseAgent(abc.ABC):
         except Exception as error:
             if self._tells_end(error, call):
                 raise
-            raise self._not_ready(f"{type(error).__name__}: {text_of(error)}") from error
+            raise _agent_errors.not_ready(self.name, f"{type(error).__name__}: {text_of(error)}") from error
         finally:
             link[0] = self._initializing = None
             life.initializing = False
@@ -349,15 +363,21 @@ class BaseAgent(abc.ABC):
             self._note_end()
             current_execution.reset(token)
         if life.terminating:
-            raise self._gone()
+            raise _agent_errors.gone(self.name)
         if not ready:
-            raise self._not_ready(f"initialize() returned {ready!r}; return True once everything is ready")
+            raise _agent_errors.not_ready(
+                self.name, f"initialize() returned {ready!r}; return True once everything is ready"
+            )
         life.initialized = True
 
     async def _recover(self, error: Exception, context: AgentContext, execution: Execution | None) -> AgentResult:
         """Have `handle_error` turn an error into a result; if it cannot, the agent is in ERROR."""
         life = self._life
         call = context._call
+        if any(isinstance(leaf, AgentCrash) for leaf in leaves_of(error)):
+            self._failures += 1
+            self._crash(error)
+            raise error
         if self._is_ended_from_outside(call):
             self._cancellations += 1
             if self._tells_end(error, call):
@@ -376,18 +396,14 @@ class BaseAgent(abc.ABC):
                 seconds = given.seconds
             result = await self._bounded(self.handle_error(error, context), self._fresh_limit(seconds), execution, call)
             if result.__class__ is not AgentResult:
-                raise self._not_a_result("handle_error", result)
+                raise _agent_errors.not_a_result(self.name, "handle_error", result)
         except Exception as second:
             if self._tells_end(second, call):
                 raise
-            life.broken = True
             self._failures += 1
-            raise AgentExecutionError(
-                f"agent {self.name!r} failed to handle an error: handle_error() raised {type(second).__name__}: "
-                f"{text_of(second)}; the error to handle was {type(error).__name__}: {text_of(error)}",
-                {"agent": self.name, "error_type": type(error).__name__},
-                errors=(error, second),
-            ) from second
+            failure = _agent_errors.not_handled(self.name, error, second)
+            self._crash(failure)
+            raise failure from second
         except BaseException as interruption:
             self._interrupted(interruption)
             raise
@@ -404,8 +420,14 @@ class BaseAgent(abc.ABC):
         if cancelled and isinstance(rest, Exception | None):
             self._cancellations += 1
         else:
-            self._life.broken = True
             self._failures += 1
+            self._crash(interruption if rest is None else rest)
+
+    def _crash(self, error: BaseException) -> None:
+        """Note that the agent is broken, and have whoever is responsible know."""
+        self._life.broken = True
+        if self._keeper is not None:
+            self._keeper.crashed(self, error)
 
     async def _bounded(
         self, work: Awaitable[T], limit: Limit | None, execution: Execution | None = None, call: Call | None = None
@@ -424,17 +446,17 @@ class BaseAgent(abc.ABC):
         finally:
             self._scopes.pop(scope, None)
         if execution is not None and self._life.terminating:
-            raise self._gone()
+            raise _agent_errors.gone(self.name)
         if call is not None and call.interruption is not None:
             raise call.interruption
         assert limit is not None  # by what else it would have ended  # noqa: S101
-        raise self._timeout(limit)
+        raise _agent_errors.too_late(self.name, limit)
 
     def _is_ended_from_outside(self, call: Call | None) -> bool:
         return self._life.terminating or (call is not None and call.interruption is not None)
 
     def _end_from_outside(self, call: Call | None) -> Exception:
-        return self._gone() if call is None or call.interruption is None else call.interruption
+        return _agent_errors.gone(self.name) if call is None or call.interruption is None else call.interruption
 
     def _tells_end(self, error: Exception, call: Call | None) -> bool:
         by_call = call is not None and error is call.interruption
@@ -456,12 +478,15 @@ class BaseAgent(abc.ABC):
         wait = waits.begin(self, around)
         turn = anyio.Event()
         self._slots.wait(turn)
-        job = current_job.get()
+        job, call, most = current_job.get(), context._call, self.config.max_waiting
         try:
+            # This one is in the line by now. A message has been accepted before.
+            if most is not None and len(self._slots) > most and (call is None or not call.is_message):
+                raise _agent_errors.busy(self.name, most)
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
-                await self._bounded(turn.wait(), context._limit, None, context._call)
-            if (call := context._call) is not None and call.interruption is not None:
+                await self._bounded(turn.wait(), context._limit, None, call)
+            if call is not None and call.interruption is not None:
                 raise call.interruption  # in the very step in which the turn came
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
@@ -470,7 +495,7 @@ class BaseAgent(abc.ABC):
         finally:
             waits.remove(wait)
         if self._life.terminating:
-            raise self._gone()
+            raise _agent_errors.gone(self.name)
 
     def _pass_turn_on(self) -> None:
         if (turn := self._slots.give()) is not None:
@@ -495,6 +520,8 @@ class BaseAgent(abc.ABC):
             return
         life.terminating = True
         self._terminated = anyio.Event()
+        if self._keeper is not None:
+            self._keeper.terminating(self)
         try:
             for turn in self._slots.drop_all():
                 turn.set()
@@ -507,11 +534,7 @@ class BaseAgent(abc.ABC):
                 life.terminated = True
                 self._terminated.set()
         if left := self._still_busy():
-            raise AgentTimeoutError(
-                f"agent {self.name!r} is terminated, but got {left} executions without a deadline that could not be ended; "
-                "give it a timeout",
-                {"agent": self.name, "deadline": "terminate", "timeout": self.config.terminate_timeout},
-            )
+            raise _agent_errors.cannot_end(self.name, left, self.config.terminate_timeout)
 
     async def _clean_up(self, hook: _Hook | None) -> None:
         if hook is None:
@@ -554,32 +577,9 @@ class BaseAgent(abc.ABC):
 
     def _check(self, context: object) -> None:
         if self._life.terminating:
-            raise self._gone()
+            raise _agent_errors.gone(self.name)
         if not isinstance(context, AgentContext):
-            raise ConfigurationError(
-                f"execute of agent {self.name!r} takes an AgentContext: got {context!r}; write AgentContext(task=...)",
-                {"name": "context", "value": context},
-            )
-
-    def _gone(self) -> AgentTerminatedError:
-        return AgentTerminatedError(f"agent {self.name!r} has been terminated; make a new one", {"agent": self.name})
-
-    def _timeout(self, limit: Limit) -> AgentTimeoutError:
-        return AgentTimeoutError(
-            f"agent {self.name!r} exceeded its deadline {limit.which!r} of {limit.seconds:g} s; "
-            "allow more time or do less at once",
-            {"agent": self.name, "deadline": limit.which, "timeout": limit.seconds},
-        )
-
-    def _not_ready(self, why: str) -> AgentInitializationError:
-        return AgentInitializationError(f"agent {self.name!r} could not be initialised: {why}", {"agent": self.name})
-
-    def _not_a_result(self, method: str, value: object) -> AgentResultError:
-        return AgentResultError(
-            f"{method} of agent {self.name!r} must return an AgentResult: got {value!r}; "
-            "return AgentResult.success_result(...) or AgentResult.error_result(...)",
-            {"agent": self.name, "method": method, "type": type(value).__qualname__},
-        )
+            raise _agent_errors.not_a_context(self.name, context)
 
 
 def _holders(waitable: Waitable) -> int:

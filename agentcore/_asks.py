@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from agentcore._agent_records import AgentContext, AgentResult, Call
+from agentcore._agent_refs import AgentRef
 from agentcore._agents import BaseAgent
 from agentcore._context import current_job, current_runtime
 from agentcore._directory import Directory
@@ -50,14 +51,18 @@ class Asks:
         self._agents = agents
         self._tasks = tasks
 
-    async def execute(self, ref: BaseAgent | str, context: AgentContext) -> AgentResult:
+    async def execute(self, ref: BaseAgent | AgentRef | str, context: AgentContext) -> AgentResult:
         """Execute an agent here; see `AgentRuntime.ask`. The context is nobody else's."""
-        route = None
+        route, post = None, None
+        agent: BaseAgent | None = None
         if BaseAgent in type(ref).__mro__:  # isinstance() of an abstract class takes five times as long
-            agent: BaseAgent = ref  # type: ignore[assignment]
+            agent = ref  # type: ignore[assignment]
+        elif isinstance(ref, AgentRef):
+            post = ref._post
         else:
             route = self._agents.route(_checked(ref))
-            agent = route.take()
+            post = route.post
+            agent = route.take() if post is None else None
         call = context._call = Call()
         context._runner = self._runner
         context._job = current_job.get()
@@ -66,10 +71,14 @@ class Asks:
         # Where the event loop hosts several runtimes, this is the only way to tell which one it is.
         token = current_runtime.set(self._runner) if current_runtime.get() is not self._runner else None
         try:
-            return await agent.execute(context)
+            if post is not None:
+                agent = await post.enter(context)
+            return await agent.execute(context)  # type: ignore[union-attr]  # by now there is one
         finally:
             try:
-                if route is not None and route.owned:
+                if post is not None:
+                    post.leave(context)
+                if route is not None and route.owned and agent is not None:
                     await self._tasks.dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
             finally:
                 calls.leave(call)

@@ -7,14 +7,16 @@ agent for each task, an instance serves all of them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any, Final, TypeVar, final
 
 import attrs
 
 from agentcore import _interop
-from agentcore._agent_records import AgentCapability, AgentConfig, AgentContext, AgentResult
+from agentcore._agent_records import AgentCapability, AgentConfig, AgentContext, AgentResult, to_capabilities
+from agentcore._agent_refs import Post
 from agentcore._agents import BaseAgent
 from agentcore._registry import Registry, get_registry
 from agentcore._retry import RetryPolicy, check_retry
@@ -35,11 +37,13 @@ class Route:
         take: gives the agent.
         owned: whether it is there for one task only, and is to be terminated afterwards.
         retry: whether tasks are executed again, unless they say so themselves.
+        post: the place of one that is supervised, which gives it when it is there; None for others.
     """
 
     take: Callable[[], BaseAgent]
     owned: bool
     retry: RetryPolicy | None = None
+    post: Post | None = None
 
 
 @final
@@ -100,6 +104,9 @@ class Directory:
         self._overlays: dict[str, Registry[Any]] = {}
         self.agents: Registry[Any] = self.registry(AGENTS)
         self.handlers: Registry[Any] = self.registry(HANDLERS)
+        # The agents that are supervised, in the order of their start; the runtime's supervisors say which.
+        self.posts: Callable[[], Iterable[Post]] = tuple
+        self._turns: dict[str, int] = {}  # how often each was chosen for what it can do
         # The ways to the agents around functions, each with what it was made for: a name may be registered anew.
         self._functions: dict[str, tuple[object, Route]] = {}
 
@@ -137,28 +144,80 @@ class Directory:
 
         return register
 
-    def route(self, task_type: str, requires: Collection[AgentCapability | str] = ()) -> Route:  # noqa: ARG002
-        """Return the way to what serves a type of task: its handler, else the agent ``<type>`` or ``<type>_agent``.
+    def route(self, task_type: str, requires: Iterable[AgentCapability | str] = ()) -> Route:
+        """Return the way to what serves a type of task.
+
+        Its handler; else the agent ``<type>`` or ``<type>_agent``, one that is spawned before one that is registered; else, of
+        the agents that can do all that is required, the one that is least busy, and of those the one chosen least often.
+
+        Args:
+            task_type: what tasks.
+            requires: what an agent must be able to do to be chosen for that.
 
         Raises:
             TaskRoutingError: nothing does, or what is registered cannot.
+            ConfigurationError: `requires` is no collection of capabilities.
         """
         function = self.handlers.get_sync(task_type)
         if function is not None:
             return self._function_route(task_type, function)
         for name in (task_type, f"{task_type}_agent"):
+            for post in self.posts():
+                if post.name == name and post.state != "stopped":
+                    return _post_route(post)
             item = self.agents.get_sync(name)
             if item is not None:
                 return self._agent_route(name, task_type, item)
-        known = sorted(
-            {*self.handlers.list_names(), *(name.removesuffix("_agent") for name in self.agents.list_names())}
+        needed = to_capabilities(requires) if requires else frozenset()
+        if needed and (route := self._able_route(needed)) is not None:
+            return route
+        raise self._no_route(task_type, needed)
+
+    def _able_route(self, needed: frozenset[AgentCapability | str]) -> Route | None:
+        """Return the way to the least busy agent that is able to do something."""
+        able: list[tuple[int, int, str, Route]] = []
+        for post in self.posts():
+            if post.agent is not None and needed <= post.config.capabilities:
+                load = _load(post.agent) + post.waiting
+                able.append((load, self._turns.get(post.name, 0), post.name, _post_route(post)))
+        able += [
+            (_load(agent), self._turns.get(agent.name, 0), agent.name, _instance_route(agent))
+            for agent in self.shared_agents()
+            if needed <= agent.config.capabilities and not agent.is_terminated
+        ]
+        if not able:
+            return None
+        _, turns, name, route = min(able, key=itemgetter(0, 1))
+        self._turns[name] = turns + 1
+        return route
+
+    def _no_route(self, task_type: str, needed: frozenset[AgentCapability | str]) -> TaskRoutingError:
+        posts = [post for post in self.posts() if post.state != "stopped"]
+        names = [*self.agents.list_names(), *(post.name for post in posts)]
+        known = sorted({*self.handlers.list_names(), *(name.removesuffix("_agent") for name in names)})
+        configs = [*(post.config for post in posts), *(agent.config for agent in self.shared_agents())]
+        abilities = {config.name: sorted(map(str, config.capabilities)) for config in configs if config.capabilities}
+        message = f"nothing is registered for tasks of this type: got {task_type!r}; "
+        message += f"known are {', '.join(map(repr, known))}" if known else "nothing is registered at all"
+        if needed:
+            told = "; ".join(f"{name!r} can {', '.join(able)}" for name, able in sorted(abilities.items()))
+            message += (
+                f"; nobody can do all of {', '.join(sorted(map(str, needed)))}: {told or 'no agent says what it can'}"
+            )
+        return TaskRoutingError(
+            f"{message}; add it with @runtime.handler({task_type!r}) or "
+            f"registry('agents').register('{task_type}_agent', ...)",
+            {
+                "type": task_type,
+                "known": known,
+                **({"requires": sorted(needed), "capabilities": abilities} if needed else {}),
+            },
         )
-        raise TaskRoutingError(
-            f"nothing is registered for tasks of this type: got {task_type!r}; "
-            + (f"known are {', '.join(map(repr, known))}" if known else "nothing is registered at all")
-            + f"; add it with @runtime.handler({task_type!r}) or registry('agents').register('{task_type}_agent', ...)",
-            {"type": task_type, "known": known},
-        )
+
+    def shared_agents(self) -> list[BaseAgent]:
+        """Return the agents that are registered as such, those of the process included."""
+        items = (self.agents.get_sync(name) for name in self.agents.list_names())
+        return [item for item in items if isinstance(item, BaseAgent)]
 
     def own_agents(self) -> list[BaseAgent]:
         """Return the shared agents of this runtime alone, in the order of registration."""
@@ -185,7 +244,7 @@ class Directory:
 
     def _agent_route(self, name: str, task_type: str, item: object) -> Route:
         if isinstance(item, BaseAgent):
-            return Route(lambda: item, owned=False)
+            return _instance_route(item)
         if not callable(item):
             raise TaskRoutingError(
                 f"item {name!r} of registry {AGENTS!r} must be a class of agents, a factory or an agent: got {item!r}; "
@@ -194,6 +253,22 @@ class Directory:
             )
         metadata = self.agents.get_metadata(name) or {}
         return Route(lambda: _make(name, task_type, item, metadata), owned=True)
+
+
+def _instance_route(agent: BaseAgent) -> Route:
+    return Route(lambda: agent, owned=False)
+
+
+def _post_route(post: Post) -> Route:
+    def take() -> BaseAgent:
+        raise AssertionError(f"the agent of {post.name!r} is given by its post")
+
+    return Route(take, owned=False, post=post)
+
+
+def _load(agent: BaseAgent) -> int:
+    """Return how much an agent has to do."""
+    return agent._life.running + len(agent._slots)
 
 
 def _make(name: str, task_type: str, maker: Callable[..., Any], metadata: Mapping[str, Any]) -> BaseAgent:

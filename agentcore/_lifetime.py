@@ -4,8 +4,8 @@ Strict: one task group around the block, so what breaks the runtime cancels the 
 host of the event loop (`_host`), so the runtime may be entered in one task and left in another, or be held open across a
 ``yield``; the block goes on when the runtime breaks, and learns of it by every further call and at the exit.
 
-Both end in the same order, whatever ends them: no further work, time for the work there is, cancellation, agents,
-worker pools, resources.
+Both end in the same order, whatever ends them: no further work, time for the work there is, cancellation, supervisors,
+agents, worker pools, resources.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from agentcore._portal import Portal
 from agentcore._resources import Resources
 from agentcore._runtime_records import ShutdownReport
 from agentcore._scheduler import Scheduler
+from agentcore._supervisor import AgentSupervisor
 from agentcore.errors import AgentError, ConfigurationError, RuntimeClosedError
 from agentcore.pools._named import WorkerPools
 
@@ -46,7 +47,7 @@ class Lifetime:
     Args:
         hosted: whether it is hosted; None for strict, refused where that could go wrong.
         grace: seconds that tasks may go on for at the exit.
-        tasks, breakers, agents, resources, portal, pools, failures, log: the parts.
+        supervisor, tasks, breakers, agents, resources, portal, pools, failures, log: the parts.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Lifetime:
         *,
         hosted: bool | None,
         grace: float,
+        supervisor: AgentSupervisor,
         tasks: Scheduler,
         breakers: OwnedCircuitBreakers,
         agents: Directory,
@@ -75,6 +77,7 @@ class Lifetime:
         self.now: Callable[[], float | None] = lambda: None
         self._post: Callable[[Callable[[], object]], None] | None = None
         self._grace = grace
+        self._supervisor = supervisor
         self._tasks = tasks
         self._breakers = breakers
         self._agents = agents
@@ -84,6 +87,7 @@ class Lifetime:
         self._failures = failures
         self._log = log
         self._agents_failed: list[tuple[str, Exception]] = []
+        self._dropped_before: int | None = None  # how many messages were, when the end began
         # Why the runtime is being shut down, and since when.
         self._closing: tuple[str, float] | None = None
         self._token: Token[object] | None = None  # if strict
@@ -149,6 +153,7 @@ class Lifetime:
         self.now = _interop.local_clock()
         self._post = _interop.wake_up_function()
         self._tasks.open(group)
+        self._supervisor.open(group)
         self._breakers.open(group)
         self._resources.open(group)
         self._portal.open(group, self.now)
@@ -236,6 +241,7 @@ class Lifetime:
     async def drain(self, timeout: float | None) -> bool:
         """Take no further work from outside, and wait until what there is has ended; see `AgentRuntime.drain`."""
         self._tasks.stop_accepting()
+        self._supervisor.quieten()
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(timeout) as scope:
             await self._tasks.wait_idle()
@@ -243,7 +249,7 @@ class Lifetime:
 
     async def shutdown(self, grace: float | None, reason: str) -> ShutdownReport:
         """Drain, then end everything in order; see `AgentRuntime.shutdown`."""
-        if self.report is not None and self._tasks.is_idle:
+        if self.report is not None and self._tasks.is_idle and self._supervisor.is_over:
             return self.report
         if self._closing is None:
             self._closing = reason, _interop.monotonic()
@@ -266,7 +272,10 @@ class Lifetime:
         Limited in time by what the agents do: a task ends when its clean-up has, and no sooner. If two calls overlap, each
         does all of this, for the first reason; every step may be done twice.
         """
+        if self._dropped_before is None:
+            self._dropped_before = self._tasks.calls.dropped
         with anyio.CancelScope(shield=True):
+            self._supervisor.drop_messages(f"the runtime ends: {reason!r}")
             # Threads that wait for a task learn of its end by that. But a task may wait for a thread that waits for something
             # else, so they have no more than a moment.
             with anyio.move_on_after(LAST_MOMENTS) as last_moments:
@@ -277,16 +286,19 @@ class Lifetime:
             await self._tasks.cut(reason)
             self._breakers.stop(reason)
             await self._portal.stop(reason)
+            await self._supervisor.end()
             await self._terminate_agents()
             jobs_cut_short = await self._pools.finish(max(0.0, began + grace - _interop.monotonic()))
             await self._resources.close_all()
         cut_short = self._tasks.cut_short()
+        dropped = self._tasks.calls.dropped - self._dropped_before
         first = self.report is None
         self.report = ShutdownReport(
             reason=reason,
-            drained=not cut_short and not self._tasks.calls.cut_short and not jobs_cut_short,
+            drained=not (cut_short or self._tasks.calls.cut_short or dropped or jobs_cut_short),
             cut_short=cut_short,
             asks_cut_short=self._tasks.calls.cut_short,
+            messages_dropped=dropped,
             jobs_cut_short=jobs_cut_short,
             agents_failed=tuple(self._agents_failed),
             duration=_interop.monotonic() - began,

@@ -34,6 +34,8 @@ from agentcore._retry import RetryPolicy
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
 from agentcore._scheduler import Scheduler
+from agentcore._spawned import House
+from agentcore._supervisor import NAME, AgentSupervisor, Supervisor, checked_supervisor
 from agentcore._work import Work
 from agentcore.errors import ConfigurationError, RuntimeClosedError
 from agentcore.observe import _metrics
@@ -63,6 +65,7 @@ class AgentRuntime(Work):
 
     Args:
         config: how it behaves.
+        supervisor: how its first supervisor mends agents.
         grace: seconds, instead of the one in `config`.
         hosted: whether it is hosted. Left out, it is strict, and entering it inside of an asynchronous generator is refused.
 
@@ -71,7 +74,12 @@ class AgentRuntime(Work):
     """
 
     def __init__(
-        self, config: RuntimeConfig | None = None, *, grace: float | None = None, hosted: bool | None = None
+        self,
+        config: RuntimeConfig | None = None,
+        *,
+        supervisor: Supervisor | None = None,
+        grace: float | None = None,
+        hosted: bool | None = None,
     ) -> None:
         config = RuntimeConfig.of(config, grace)
         self._log = EventLog(capacity=1024)
@@ -89,6 +97,7 @@ class AgentRuntime(Work):
                 queue=config.queue,
                 retry_budget=config.retry_budget,
                 dead_letters=config.dead_letters,
+                ageing=config.ageing,
             ),
         )
         self.breakers: Final = OwnedCircuitBreakers(self._log)
@@ -96,7 +105,19 @@ class AgentRuntime(Work):
         self.resources: Final = Resources(self._failures)
         self.pools: Final = WorkerPools()
         self._portal = Portal(self, self.tasks.refusal)
+        house = House(
+            self,
+            self.tasks.calls,
+            self._failures,
+            self._log,
+            check_open=self.tasks.check_open,
+            check_place=lambda method: self._lifetime.check_place(method),  # noqa: PLW0108 - it is made below
+            refusal=self.tasks.refusal,
+        )
+        self.supervisor = AgentSupervisor(NAME, checked_supervisor(supervisor), house)
+        self.agents.posts = self.supervisor.agents
         self._lifetime = Lifetime(
+            supervisor=self.supervisor,
             hosted=hosted,
             grace=self.config.grace,
             tasks=self.tasks,
@@ -280,7 +301,13 @@ class AgentRuntime(Work):
     def statistics(self) -> RuntimeStatistics:
         """Return what has been done so far."""
         tasks, pools = self.tasks.statistics(), self.pools.statistics()
-        return RuntimeStatistics(state=self.tasks.state, tasks=tasks, asks=len(self.tasks.calls), pools=pools)
+        return RuntimeStatistics(
+            state=self.tasks.state,
+            tasks=tasks,
+            asks=self.tasks.calls.asks,
+            messages=self.tasks.calls.messages,
+            pools=pools,
+        )
 
     def health(self) -> RuntimeHealth:
         """Return whether the runtime works, and what has failed in its background; for a server's health check."""
@@ -292,7 +319,7 @@ class AgentRuntime(Work):
             failures=wrapped.exceptions if wrapped is not None else (),
             in_flight=tasks.in_flight,
             queued=tasks.queued,
-            asks=len(self.tasks.calls),
+            asks=self.tasks.calls.asks,
         )
 
     # Entering and leaving.

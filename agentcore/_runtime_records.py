@@ -54,6 +54,15 @@ def _check_budget(_: object, field: "attrs.Attribute[RetryBudget | None]", value
         )
 
 
+def _check_ageing(_: object, field: "attrs.Attribute[float]", value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigurationError(
+            f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; "
+            "use math.inf for the most urgent first, however long others wait",
+            {"name": field.name, "value": value},
+        )
+
+
 @final
 @attrs.frozen(kw_only=True)
 class RuntimeConfig:
@@ -62,6 +71,8 @@ class RuntimeConfig:
     Args:
         in_flight: how many tasks run at a time.
         queue: how many submitted tasks may wait for that; then `submit` waits.
+        ageing: seconds of waiting that are worth one step of `TaskPriority`, so that urgent ones go first and others do not
+            wait for ever. Infinite for the most urgent first, however many of them come; 0 for the order of arrival.
         retention: how many tasks are remembered after their end, the newest.
         grace: seconds that tasks may go on for when the block has been left.
         retry: whether tasks that have failed are executed again, unless they or their handler say so themselves; None for no.
@@ -76,6 +87,7 @@ class RuntimeConfig:
 
     in_flight: int = attrs.field(default=256, validator=_check_count)
     queue: int = attrs.field(default=1024, validator=_check_count)
+    ageing: float = attrs.field(default=10.0, validator=_check_ageing)
     retention: int = attrs.field(default=256, validator=_check_count)
     grace: float = attrs.field(default=10.0, validator=_check_grace)
     retry: RetryPolicy | None = attrs.field(default=None, validator=_check_retry)
@@ -108,6 +120,7 @@ class ShutdownReport:
         drained: whether everything came to its own end in time.
         cut_short: what was cancelled, as it ended, in the order of arrival.
         asks_cut_short: how many asks were cancelled; their callers were told.
+        messages_dropped: how many messages to agents were not handled, or not to their end, because the runtime ended.
         jobs_cut_short: the functions of jobs in worker pools that did not come to their end, with the pool.
         agents_failed: names of the shared agents whose clean-up failed, with the error.
         duration: seconds it took.
@@ -119,17 +132,20 @@ class ShutdownReport:
     agents_failed: tuple[tuple[str, Exception], ...]
     duration: float
     asks_cut_short: int = 0
+    messages_dropped: int = 0
     jobs_cut_short: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return what happened in a line, with the first 20 tasks that were cut short by name."""
-        if not self.cut_short and not self.asks_cut_short and not self.jobs_cut_short:
+        if not (self.cut_short or self.asks_cut_short or self.messages_dropped or self.jobs_cut_short):
             return f"drained in {self.duration:.1f} s, nothing was cut short"
         names = [f"{result.type} {result.task_id} ({result.state})" for result in self.cut_short[:20]]
         if len(self.cut_short) > len(names):
             names.append(f"and {len(self.cut_short) - len(names)} more")
         if self.asks_cut_short:
             names.append(f"{self.asks_cut_short} asks")
+        if self.messages_dropped:
+            names.append(f"{self.messages_dropped} messages")
         names += self.jobs_cut_short[:20]
         if len(self.jobs_cut_short) > 20:
             names.append(f"and {len(self.jobs_cut_short) - 20} more jobs")
@@ -145,12 +161,14 @@ class RuntimeStatistics:
         state: ``new``, ``open``, ``draining`` or ``closed``.
         tasks: what became of its tasks.
         asks: how many executions by `AgentRuntime.ask` and `stream` are under way now.
+        messages: how many messages to agents wait or are being handled now.
         pools: what its worker pools have done.
     """
 
     state: str
     tasks: TaskStatistics
     asks: int = 0
+    messages: int = 0
     pools: WorkerPoolsStatistics = attrs.field(factory=WorkerPoolsStatistics)
 
 

@@ -130,7 +130,8 @@ class AgentStream:
 
         Raises:
             StopAsyncIteration: the execution has ended; `result` tells how.
-            AgentExecutionError, AgentTerminatedError, AgentDeadlockError, RuntimeClosedError: as `AgentRuntime.ask`.
+            AgentExecutionError, AgentTerminatedError, AgentBusyError, AgentDeadlockError, RuntimeClosedError: as
+                `AgentRuntime.ask`.
         """
         if self._channel is None or self._is_left:
             raise self._not_open()

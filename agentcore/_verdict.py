@@ -20,13 +20,13 @@ from typing import Any, Final, NamedTuple
 
 from agentcore import _interop
 from agentcore._rules.circuit_config import CircuitBreakerConfig
-from agentcore.errors import BulkheadFullError, CircuitOpenError, RateLimitError, text_of
+from agentcore.errors import AgentBusyError, BulkheadFullError, CircuitOpenError, RateLimitError, text_of
 
 _logger: Final = logging.getLogger("agentcore.breaker")
 
 _LONGEST: Final = 1e12
 # Whoever is rejected on this side has not called the service, which says nothing of it.
-_REJECTIONS: Final = (BulkheadFullError, CircuitOpenError, RateLimitError)
+_REJECTIONS: Final = (AgentBusyError, BulkheadFullError, CircuitOpenError, RateLimitError)
 
 
 class Verdict(enum.IntEnum):

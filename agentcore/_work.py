@@ -10,7 +10,17 @@ from typing import Any, ClassVar, Final, Literal
 import anyio
 import anyio.lowlevel
 
-from agentcore._agent_records import AgentCapability, AgentContext, AgentResult, Emit, Limit, check_seconds
+from agentcore._agent_records import (
+    AgentCapability,
+    AgentConfig,
+    AgentContext,
+    AgentResult,
+    Call,
+    Emit,
+    Limit,
+    check_seconds,
+)
+from agentcore._agent_refs import AgentRef, Post
 from agentcore._agents import BaseAgent
 from agentcore._asks import Asks, own_context
 from agentcore._directory import Directory
@@ -21,12 +31,14 @@ from agentcore._job import Plan
 from agentcore._keys import check_key
 from agentcore._lifetime import Lifetime
 from agentcore._retry import RetryPolicy, check_retry
+from agentcore._rules.restart import RestartType
 from agentcore._runtime_records import RuntimeConfig
 from agentcore._scheduler import Scheduler
 from agentcore._streams import AgentStream, check_buffer
-from agentcore._task_factory import TaskFactory
+from agentcore._supervisor import AgentSupervisor
+from agentcore._task_factory import TaskFactory, remade
 from agentcore._tasks import BaseTask
-from agentcore.errors import ConfigurationError
+from agentcore.errors import ConfigurationError, TaskRoutingError
 
 
 class Work:
@@ -38,6 +50,8 @@ class Work:
     config: Final[RuntimeConfig]
     agents: Final[Directory]
     tasks: Final[Scheduler]
+    supervisor: AgentSupervisor
+    """The first supervisor, below which `spawn` starts agents."""
     _asks: Asks
     _failures: Failures
     _lifetime: Lifetime
@@ -46,7 +60,7 @@ class Work:
         self.config = config
         self.agents = agents
         self.tasks = tasks
-        tasks.plan_like = self._plan_like
+        tasks.resubmit = self._submit_like
 
     async def run(
         self,
@@ -141,7 +155,7 @@ class Work:
 
     async def ask(
         self,
-        ref: BaseAgent | str,
+        ref: BaseAgent | AgentRef | str,
         context: AgentContext | Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
@@ -151,7 +165,7 @@ class Work:
         It adds no checkpoint of its own; it waits only if the agent executes as often as it may already.
 
         Args:
-            ref: an agent, or what one is registered as. Of a class or a factory one is made, and terminated afterwards.
+            ref: an agent, what `spawn` has given, or what one is spawned or registered as. Of a class or a factory one is made, and terminated afterwards.
             context: what to work on; a dictionary becomes the parameters of one. It is copied: the agent's context has the
                 same task, memory, parameters and metadata.
             timeout: seconds that the execution may take; then `BaseAgent.handle_error` gets an AgentTimeoutError.
@@ -162,6 +176,9 @@ class Work:
         Raises:
             AgentExecutionError: the agent failed to handle an error.
             AgentTerminatedError: the agent has been terminated, or was while it executed.
+            AgentRestartedError: the agent was started again while it executed.
+            AgentCrash: the agent cannot go on.
+            AgentBusyError: as many executions wait for their turn as `AgentConfig.max_waiting` allows.
             AgentDeadlockError: the agent executes already in this very chain of calls, and takes no further one.
             RuntimeClosedError: the runtime is not open; or it was shut down meanwhile, and the execution was cancelled.
             TaskRoutingError: nothing is registered by this name.
@@ -179,9 +196,96 @@ class Work:
             own._limit = Limit(now + timeout, "timeout", timeout)
         return await self._asks.execute(ref, own)
 
+    async def spawn(
+        self,
+        agent: type[BaseAgent] | Callable[..., BaseAgent] | BaseAgent,
+        config: AgentConfig | None = None,
+        *,
+        restart: RestartType | str | None = None,
+        shutdown: float | None = None,
+        mailbox: int = 1024,
+    ) -> AgentRef:
+        """Start an agent that is supervised, and return a reference to it when it is initialised.
+
+        It is found by its name, as a registered one; it handles what it is told (`tell`), one message after the other; and it
+        is started again when it crashes: when ``handle_error`` fails, a message is not handled, `BaseAgent.live` raises, or
+        the agent raises AgentCrash. Its mailbox stays; the message that was being handled is dropped, and told of. It runs
+        below the runtime's first supervisor; ``runtime.supervisor.supervise(...)`` makes others, which have a `spawn` as well.
+
+        It initialises the agent in the caller's task; who is cancelled meanwhile has started nothing.
+
+        Args:
+            agent: a class of agents, or a factory, called with the configuration for each new one; or an agent that is there,
+                which is never started again.
+            config: how it behaves, and what it is called.
+            restart: after which ends it is started again: ``permanent`` (each, the default), ``transient`` (crashes),
+                ``temporary`` (none).
+            shutdown: seconds, instead of the configuration's `terminate_timeout`.
+            mailbox: how many messages may wait.
+
+        Raises:
+            AgentInitializationError: it could not be initialised; it is not started again.
+            RuntimeClosedError: the runtime is not open.
+            AgentError: there is one of this name; or this is not the event loop of the runtime.
+            ConfigurationError: an argument is not usable.
+        """
+        self._lifetime.check_place("spawn")
+        return await self.supervisor.spawn(agent, config, restart=restart, shutdown=shutdown, mailbox=mailbox)
+
+    async def tell(self, ref: AgentRef | str, message: AgentContext | Mapping[str, Any] | None = None) -> None:
+        """Put a message into the mailbox of a spawned agent. Always a checkpoint; waits while the mailbox is full.
+
+        The agent executes with it as with what it is asked, and nobody gets the result: one without success, or an error
+        that ``handle_error`` does not make a success of, is a crash of the agent. The messages of one sender are handled in
+        his order. One that is accepted is handled before the runtime ends, if the grace is long enough.
+
+        Args:
+            ref: what `spawn` has given, or the name.
+            message: a context, or the parameters of one. It is copied.
+
+        Raises:
+            AgentTerminatedError: the agent is gone for good.
+            AgentDeadlockError: the mailbox is full, and the agent waits for this very chain of calls.
+            TaskRoutingError: nothing is spawned by this name.
+            RuntimeClosedError: the runtime takes no messages.
+            AgentError: this is not the event loop of the runtime.
+            ConfigurationError: an argument is not usable.
+        """
+        await self._post(ref).tell(self._message(message))
+
+    def tell_nowait(self, ref: AgentRef | str, message: AgentContext | Mapping[str, Any] | None = None) -> None:
+        """Put a message into the mailbox of a spawned agent, as `tell`, without waiting.
+
+        Raises:
+            MailboxFullError: it is full, or others wait for a place in it.
+            AgentTerminatedError, TaskRoutingError, RuntimeClosedError, AgentError, ConfigurationError: as `tell`.
+        """
+        self._post(ref).tell_nowait(self._message(message))
+
+    def _post(self, ref: AgentRef | str) -> Post:
+        self.tasks.check_open("a message", agent=str(ref))
+        self._lifetime.check_place("tell")
+        if isinstance(ref, AgentRef):
+            return ref._post
+        post = self.supervisor.find(ref) if isinstance(ref, str) else None
+        if post is None:
+            known = [post.name for post in self.supervisor.agents()]
+            raise TaskRoutingError(
+                f"a message goes to an agent that was spawned: got {ref!r}; "
+                f"known are {', '.join(map(repr, known)) or 'none'}; start it with `await runtime.spawn(...)`",
+                {"type": str(ref), "known": known},
+            )
+        return post
+
+    def _message(self, message: AgentContext | Mapping[str, Any] | None) -> AgentContext:
+        context = own_context(message)
+        context._call = Call(is_message=True)
+        context._runner = self._asks._runner
+        return context
+
     def stream(
         self,
-        ref: BaseAgent | str,
+        ref: BaseAgent | AgentRef | str,
         context: AgentContext | Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
@@ -316,14 +420,16 @@ class Work:
             check_retry("a task", retry, or_false=True)
         return made, Plan.make(made, route, timeout, deadline, queue_timeout, idle_timeout, retry or None, requires)
 
-    def _plan_like(self, task: BaseTask, plan: Plan) -> Plan:
-        """Plan a task as another one was planned, by whoever serves it now."""
+    async def _submit_like(self, task: BaseTask, plan: Plan) -> TaskHandle:
+        """Submit a new task like one that has failed, planned as that was, to whoever serves it now."""
         self._lifetime.check_place("requeue")
         deadline = plan.total.seconds if plan.total is not None else None
         route = self.agents.route(task.type, plan.requires)
-        return Plan.make(
-            task, route, plan.timeout, deadline, plan.queue_timeout, plan.idle_timeout, plan.retry, plan.requires
+        again = remade(task)
+        same = Plan.make(
+            again, route, plan.timeout, deadline, plan.queue_timeout, plan.idle_timeout, plan.retry, plan.requires
         )
+        return await self.tasks.submit(again, same)
 
     def _start_in(
         self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]

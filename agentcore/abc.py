@@ -108,6 +108,12 @@ class TaskRunner(Protocol):
     async def ask(self, ref: Any, context: Any = None, *, timeout: float | None = None) -> Any:
         """Have an agent execute in the caller's own task and return its result."""
 
+    async def tell(self, ref: Any, message: Any = None) -> None:
+        """Put a message into the mailbox of a spawned agent."""
+
+    def tell_nowait(self, ref: Any, message: Any = None) -> None:
+        """Put a message into the mailbox of a spawned agent, without waiting."""
+
     def stream(self, ref: Any, context: Any = None, *, timeout: float | None = None, buffer: int = 0) -> Any:
         """Return a block in which an agent executes, to go through what it emits."""
 

@@ -12,6 +12,7 @@ the first value that its validators refuse, and the second fault would be found 
 
 import difflib
 import logging
+import math
 import os
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +90,10 @@ def _is_grace(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
+def _is_ageing(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and (0 <= value <= _MOST or value == math.inf)
+
+
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -112,6 +117,9 @@ _TASKS: Final = {"rule": _Rule(_COUNT, "leave it out for the default of the runt
 _CALLS: Final = {"rule": _Rule(_COUNT, "count failed calls", _is_count)}
 _PERIOD: Final = {"rule": _Rule("a number of milliseconds, 0.001 or more", "a second is 1000", _is_period)}
 _GRACE: Final = {"rule": _Rule("a number of seconds, 0 or more", "use 0 to cut at once", _is_grace)}
+_AGEING: Final = {
+    "rule": _Rule("a number of seconds, 0 or more, or inf", "inf is for the most urgent first, always", _is_ageing)
+}
 _FLAG: Final = {"rule": _Rule("true or false", "write true or false", _is_flag)}
 _OUTPUT: Final = {
     "rule": _Rule("'stderr' or the path of a file", "write './stderr' for a file of this name", _is_output)
@@ -191,6 +199,7 @@ class RuntimeSettings:
     Args:
         in_flight: how many tasks run at a time.
         queue: how many submitted tasks may wait for that.
+        ageing: seconds of waiting that are worth one step of priority.
         retention: how many tasks are remembered after their end.
         grace: seconds that tasks may go on for when the block has been left.
 
@@ -200,6 +209,7 @@ class RuntimeSettings:
 
     in_flight: int | None = attrs.field(default=None, validator=_check, metadata=_TASKS)
     queue: int | None = attrs.field(default=None, validator=_check, metadata=_TASKS)
+    ageing: float | None = attrs.field(default=None, validator=_check, metadata=_AGEING)
     retention: int | None = attrs.field(default=None, validator=_check, metadata=_TASKS)
     grace: float | None = attrs.field(default=None, validator=_check, metadata=_GRACE)
 

@@ -7,30 +7,34 @@ await between the decision and its bookkeeping, and no lock that a cancelled sco
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from typing import Generic, TypeVar
 
+from agentcore._rules.priority import AgeingBands
 from agentcore._rules.task_states import TaskPriority
 
 T = TypeVar("T")
 
 
 class Slots(Generic[T]):
-    """A number of slots, taken at once while there are free ones, else in order of priority and then of arrival.
+    """A number of slots, taken at once while there are free ones, else by those in line: see `AgeingBands`.
+
+    Where nobody says how urgent he is, they are served in order of arrival.
 
     Args:
         limit: how many slots there are; None for no limit.
+        ageing: seconds of waiting that are worth one band of priority; infinite for none.
     """
 
-    __slots__ = ("_bands", "_waiting", "in_use", "limit")
+    __slots__ = ("_ageing", "_line", "_waiting", "in_use", "limit")
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, ageing: float = math.inf) -> None:
         self.limit = limit
         self.in_use = 0
         self._waiting = 0
-        # One queue a priority, made when somebody has to wait for the first time: an agent made for one task never
-        # needs them, and four empty deques are 2.5 kB. Serving the first that is not empty is exact and O(bands).
-        self._bands: tuple[deque[T], ...] = ()
+        self._ageing = ageing
+        # Made when somebody has to wait for the first time: an agent made for one task never needs it.
+        self._line: AgeingBands[T] | None = None
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -46,20 +50,16 @@ class Slots(Generic[T]):
         self.in_use += 1
         return True
 
-    def wait(self, ticket: T, priority: TaskPriority = TaskPriority.NORMAL) -> None:
-        """Get into the line. The ticket comes out of a later `give` or `serve`."""
-        if not self._bands:
-            self._bands = tuple(deque() for _ in TaskPriority)
-        self._bands[priority].append(ticket)
+    def wait(self, ticket: T, priority: TaskPriority = TaskPriority.NORMAL, now: float = 0.0) -> None:
+        """Get into the line at a time. The ticket comes out of a later `give` or `serve`."""
+        if self._line is None:
+            self._line = AgeingBands(self._ageing)
+        self._line.push(ticket, priority, now)
         self._waiting += 1
 
     def withdraw(self, ticket: T, priority: TaskPriority = TaskPriority.NORMAL) -> bool:
         """Leave the line; False if the ticket has been served already, so that its slot must be given back."""
-        if not self._waiting:
-            return False
-        try:
-            self._bands[priority].remove(ticket)
-        except ValueError:
+        if self._line is None or not self._line.remove(ticket, priority):
             return False
         self._waiting -= 1
         return True
@@ -71,10 +71,11 @@ class Slots(Generic[T]):
 
     def serve(self) -> T | None:
         """Hand a free slot to the first in line, if there are both."""
-        if not self._waiting or (self.limit is not None and self.in_use >= self.limit):
+        if self._line is None or not self._waiting or (self.limit is not None and self.in_use >= self.limit):
             return None
         self.in_use += 1
-        return self._pop()
+        self._waiting -= 1
+        return self._line.pop()
 
     def reclaim(self) -> None:
         """Take back a slot that was lent, even over the limit.
@@ -85,13 +86,7 @@ class Slots(Generic[T]):
         self.in_use += 1
 
     def drop_all(self) -> list[T]:
-        """Empty the line; return the tickets, the most urgent first."""
-        tickets = [ticket for band in reversed(self._bands) for ticket in band]
-        for band in self._bands:
-            band.clear()
+        """Empty the line; return the tickets in their order."""
+        tickets = [] if self._line is None else [self._line.pop() for _ in range(self._waiting)]
         self._waiting = 0
         return tickets
-
-    def _pop(self) -> T:
-        self._waiting -= 1
-        return next(band for band in reversed(self._bands) if band).popleft()

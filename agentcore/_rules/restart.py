@@ -10,23 +10,27 @@
 Those that are started again with it are stopped first, the one that was started last before all others; temporary ones among
 them are gone then. Whoever is started again waits for a while, longer each time, and those that belong together come in the
 order of their first start. More than `intensity` restarts within `period` seconds are too many: the supervisor stops all
-its children and fails itself, which is for the supervisor above to mend.
+its children and fails itself, which is for the supervisor above to mend. However many are started again together, that
+is one restart; a start that fails is another crash, of the one that did not come up.
 
-Source: Erlang/OTP, *Supervisor Behaviour* (OTP Design Principles) and the module `supervisor` of stdlib. The wait before a
-restart is not OTP's; it is that of Akka's backoff supervisors, forgotten when a child has been up for long enough.
+Source: Erlang/OTP, *Supervisor Behaviour* (OTP Design Principles) and the module `supervisor` of stdlib. Two things are
+different. OTP keeps the specification of a transient child that has ended by itself, and starts it again with its siblings;
+here it is gone. And OTP starts again at once; the wait is that of Akka's backoff supervisors, forgotten when a child has been
+up for long enough.
 """
 
 from __future__ import annotations
 
 import enum
-import math
 from collections import deque
-from collections.abc import Iterable
-from typing import Final, final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, TypeAlias, final
 
 import attrs
 
 from agentcore._rules.backoff import Backoff
+
+_Names: TypeAlias = tuple[str, ...]
 
 
 class SupervisionStrategy(enum.StrEnum):
@@ -48,21 +52,35 @@ class RestartType(enum.StrEnum):
     """Never."""
 
 
+# The first half of the table: whether a child is started again when it has ended by itself, and by a crash.
+_IS_STARTED_AGAIN: Final[Mapping[RestartType, tuple[bool, bool]]] = {
+    RestartType.PERMANENT: (True, True),
+    RestartType.TRANSIENT: (False, True),
+    RestartType.TEMPORARY: (False, False),
+}
+# The second: who of all, in the order of their start, together with the one in a place.
+_TOGETHER: Final[Mapping[SupervisionStrategy, Callable[[int], slice]]] = {
+    SupervisionStrategy.ONE_FOR_ONE: lambda place: slice(place, place + 1),
+    SupervisionStrategy.ONE_FOR_ALL: lambda _place: slice(None),
+    SupervisionStrategy.REST_FOR_ONE: lambda place: slice(place, None),
+}
+
+
 @final
 @attrs.frozen
 class Verdict:
     """What follows from the end of a child. The children stand in the order in which it is to be done.
 
     Attributes:
-        stop: those that are to be stopped now.
+        stop: those that are up, and are to be stopped now. A start that is under way is for who began it to end.
         restart: those that are going to be started again, when they are due.
         removed: those that are gone for good.
         gives_up: whether there were too many restarts: nobody is started again.
     """
 
-    stop: tuple[str, ...] = ()
-    restart: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
+    stop: _Names = ()
+    restart: _Names = ()
+    removed: _Names = ()
     gives_up: bool = False
 
 
@@ -71,10 +89,13 @@ NOTHING: Final = Verdict()
 
 @attrs.define
 class _Child:
+    """A child: it is up, or it waits to be started again, or is being started."""
+
     restart: RestartType
-    since: float
-    due: float | None = None  # None while it is up
-    crashes: int = 0  # in a row
+    since: float  # when it was started
+    due: float | None = None  # when it is to be started again; None while it is up
+    is_starting: bool = False  # whether `due` has told of it
+    restarts: int = 0  # since it was up for long enough the last time
 
 
 @final
@@ -98,7 +119,7 @@ class Supervision:
         self._backoff = backoff
         self._reset_after = reset_after
         self._children: dict[str, _Child] = {}  # in the order of their start
-        self._restarts: deque[float] = deque()
+        self._restarts: deque[float] = deque()  # when they were, those within the period
         self.has_given_up: bool = False
 
     def __len__(self) -> int:
@@ -126,7 +147,9 @@ class Supervision:
         self._children.pop(name, None)
 
     def ended(self, name: str, now: float, draw: float, *, crashed: bool) -> Verdict:
-        """Decide what follows from the end of a child that was up, or was about to be.
+        """Decide what follows from the end of a child that was up, or was being started.
+
+        The end of one that is to be stopped by an earlier verdict is no news: it is going to be started again as it is.
 
         Args:
             name: which.
@@ -135,54 +158,45 @@ class Supervision:
             crashed: whether it was a crash; else it ended by itself.
         """
         child = self._children.get(name)
-        if child is None or self.has_given_up:
+        if child is None or self.has_given_up or not (child.due is None or child.is_starting):
             return NOTHING
-        if child.restart is RestartType.TEMPORARY or (child.restart is RestartType.TRANSIENT and not crashed):
+        if not _IS_STARTED_AGAIN[child.restart][crashed]:
             del self._children[name]
             return Verdict(removed=(name,))
         if self._is_one_too_many(now):
-            self.has_given_up = True
-            return Verdict(stop=self._up_in_reverse(self._children, but=name), gives_up=True)
-        if child.due is None and now - child.since >= self._reset_after:
-            child.crashes = 0
-        due = now + self._backoff.delay(child.crashes, draw)
-        child.crashes += 1
-        together = self._together(name)
-        stop = self._up_in_reverse(together, but=name)
-        removed = tuple(one for one in together if self._children[one].restart is RestartType.TEMPORARY)
-        for one in removed:
-            del self._children[one]
-        restart = tuple(one for one in together if one in self._children)
-        for one in restart:
-            self._children[one].due = max(due, self._children[one].due or -math.inf)
-        return Verdict(stop, restart, removed)
+            return self._give_up(name)
+        names = self.in_order()
+        together = names[_TOGETHER[self._strategy](names.index(name))]
+        self._note_uptimes(together, now)
+        due = now + self._backoff.delay(child.restarts, draw)
+        child.restarts += 1
+        return self._start_again(name, together, due)
 
     def next_due(self) -> float | None:
         """Return when the next child is to be started; None if none waits."""
-        times = self._dues()
-        if not times:
+        times = [child.due for child in self._children.values() if child.due is not None]
+        if not times or self.has_given_up:
             return None
         return min(times) if self._strategy is SupervisionStrategy.ONE_FOR_ONE else times[0]
 
     def due(self, now: float) -> str | None:
         """Return the child that is to be started now; None if there is none. `started` or `ended` says how it went."""
+        if self.has_given_up:
+            return None
         for name, child in self._children.items():
             if child.due is None:
                 continue
             if child.due <= now:
+                child.is_starting = True
                 return name
             if self._strategy is not SupervisionStrategy.ONE_FOR_ONE:
-                return None  # those after it wait for it
+                break  # those after it wait for it
         return None
 
     def started(self, name: str, now: float) -> None:
         """Note that a child is up."""
         child = self._children[name]
-        child.due = None
-        child.since = now
-
-    def _dues(self) -> list[float]:
-        return [child.due for child in self._children.values() if child.due is not None]
+        child.due, child.is_starting, child.since = None, False, now
 
     def _is_one_too_many(self, now: float) -> bool:
         """Note a restart; tell whether there are too many now."""
@@ -191,12 +205,32 @@ class Supervision:
             self._restarts.popleft()
         return len(self._restarts) > self._intensity
 
-    def _together(self, name: str) -> tuple[str, ...]:
-        """Return who is started again with a child, that one included."""
-        names = self.in_order()
-        if self._strategy is SupervisionStrategy.ONE_FOR_ONE:
-            return (name,)
-        return names if self._strategy is SupervisionStrategy.ONE_FOR_ALL else names[names.index(name) :]
+    def _give_up(self, name: str) -> Verdict:
+        """Stop everybody who is up, in reverse order. The child that has ended is gone."""
+        self.has_given_up = True
+        del self._children[name]
+        return Verdict(stop=self._up_in_reverse(self._children), gives_up=True)
 
-    def _up_in_reverse(self, names: Iterable[str], *, but: str) -> tuple[str, ...]:
-        return tuple(one for one in reversed(tuple(names)) if one != but and self._children[one].due is None)
+    def _note_uptimes(self, names: _Names, now: float) -> None:
+        """Forget how often children were started again that were up for long enough until now."""
+        for name in names:
+            child = self._children[name]
+            if child.due is None and now - child.since >= self._reset_after:
+                child.restarts = 0
+
+    def _start_again(self, name: str, together: _Names, due: float) -> Verdict:
+        """Have a child, and those with it, wait for their restart."""
+        stop = tuple(one for one in self._up_in_reverse(together) if one != name)
+        removed = tuple(one for one in together if self._children[one].restart is RestartType.TEMPORARY)
+        for one in removed:
+            del self._children[one]
+        restart = tuple(one for one in together if one in self._children)
+        for one in restart:
+            child = self._children[one]
+            # Whoever waits already waits for as long as that was to be, at least.
+            child.due = due if child.due is None else max(due, child.due)
+            child.is_starting = False
+        return Verdict(stop, restart, removed)
+
+    def _up_in_reverse(self, names: Iterable[str]) -> _Names:
+        return tuple(one for one in reversed(tuple(names)) if self._children[one].due is None)

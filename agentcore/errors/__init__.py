@@ -15,6 +15,10 @@ CoreError
 │   ├── AgentResultError          (also TypeError)      ``process`` returned something else than an AgentResult
 │   ├── AgentExecutionError                             ``handle_error`` failed as well; carries both errors
 │   ├── AgentTerminatedError                            the agent has been terminated
+│   ├── AgentCrash                                      raised by an agent that cannot go on: no error to handle
+│   ├── AgentBusyError                                  as many executions wait for the agent as may
+│   ├── AgentRestartedError                             an agent was restarted while it executed
+│   ├── MailboxFullError                                as many messages wait as an agent's mailbox takes
 │   ├── AgentDeadlockError                              agents wait for each other in a circle
 │   └── AgentCrashedError         (also ExceptionGroup) failures of the background, raised when the runtime is left
 ├── CircuitBreakerError
@@ -52,11 +56,14 @@ from agentcore.errors._base import text_of as text_of
 from agentcore.errors._base import texts_of as texts_of
 
 __all__ = [
+    "AgentBusyError",
+    "AgentCrash",
     "AgentCrashedError",
     "AgentDeadlockError",
     "AgentError",
     "AgentExecutionError",
     "AgentInitializationError",
+    "AgentRestartedError",
     "AgentResultError",
     "AgentTerminatedError",
     "AgentTimeoutError",
@@ -68,6 +75,7 @@ __all__ = [
     "ConfigurationError",
     "CoreError",
     "JobCancelledError",
+    "MailboxFullError",
     "PipelineError",
     "RateLimitError",
     "RegistryError",
@@ -262,11 +270,46 @@ class AgentTerminatedError(AgentError):
     safe_text = "An agent is no longer available."
 
 
+class AgentBusyError(AgentError):
+    """As many executions wait for their turn as the agent allows: this one was not begun. Details: ``agent``, ``limit``."""
+
+    code = "agent_busy"
+    severity = Severity.WARNING
+    safe_text = "An agent is busy. Please try again later."
+    retryable: ClassVar[bool] = True
+    """Calling again later may be of use."""
+
+
 class AgentDeadlockError(AgentError):
     """An execution would wait for an agent that waits for it. Details: ``agents``, the names along the circle."""
 
     code = "agent_deadlock"
     safe_text = "Agents wait for each other."
+
+
+class AgentCrash(AgentError):  # noqa: N818 - what an agent says, not what has happened to its caller
+    """An agent cannot go on, and says so by raising this: ``handle_error`` is not asked.
+
+    The caller gets it as it is; an agent that is supervised is started again, as its restart type says.
+    """
+
+    code = "agent_crash"
+    severity = Severity.CRITICAL
+    safe_text = "A part of the system has failed."
+
+
+class AgentRestartedError(AgentError):
+    """An agent was started again by its supervisor while it executed. Details: ``agent``."""
+
+    code = "agent_restarted"
+    safe_text = "A part of the system was restarted; try again."
+
+
+class MailboxFullError(AgentError):
+    """As many messages wait for an agent as its mailbox takes. Details: ``agent``, ``capacity``."""
+
+    code = "mailbox_full"
+    safe_text = "The system is busy; try again later."
 
 
 class AgentCrashedError(AgentError, ExceptionGroup[Exception]):

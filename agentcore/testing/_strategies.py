@@ -206,6 +206,7 @@ def agent_configs(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[AgentCo
         "max_concurrency": st.just(default.max_concurrency.default) | st.none() | st.integers(1, 8),
         "terminate_timeout": st.just(default.terminate_timeout.default) | st.floats(0, _SECONDS),
         "metadata": _RECORDS,
+        "max_waiting": st.just(default.max_waiting.default) | st.integers(0, 8),
     }
     return _values(AgentConfig, drawn, fields)
 
@@ -226,6 +227,7 @@ def runtime_configs(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Runti
     drawn = {
         "in_flight": st.just(default.in_flight.default) | st.integers(1, 8),
         "queue": st.just(default.queue.default) | st.integers(1, 8),
+        "ageing": st.just(default.ageing.default) | st.floats(0, _SECONDS) | st.just(math.inf),
         "retention": st.just(default.retention.default) | st.integers(1, 8),
         "grace": st.just(default.grace.default) | st.floats(0, _SECONDS),
     }

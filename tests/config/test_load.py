@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import subprocess
@@ -122,6 +123,7 @@ def test_a_value_may_be_named_with_its_section() -> None:
         *[("METRICS__ENABLED", text, False) for text in ("false", "FALSE", "0", "no", "off")],
         ("LOGGING__OUTPUT", "12", "12"),
         ("RUNTIME__GRACE", "0", 0.0),
+        ("RUNTIME__AGEING", "inf", math.inf),
     ],
 )
 def test_variables_are_read_as_what_they_are_for(variable: str, text: str, value: object) -> None:
@@ -141,6 +143,7 @@ def test_variables_are_read_as_what_they_are_for(variable: str, text: str, value
         ("API_RESET_TIMEOUT", "30s", "api_reset_timeout must be a number of milliseconds, 0.001 or more"),
         ("API_RESET_TIMEOUT", "nan", "api_reset_timeout must be a number of milliseconds, 0.001 or more"),
         ("RUNTIME__GRACE", "inf", "runtime.grace must be a number of seconds, 0 or more"),
+        ("RUNTIME__AGEING", "nan", "runtime.ageing must be a number of seconds, 0 or more, or inf"),
         ("METRICS__ENABLED", "2", "metrics.enabled must be true or false"),
         ("LOGGING__FORMAT", "yaml", "logging.format must be one of text, json"),
     ],

@@ -3,7 +3,7 @@
 `TABLE` has a row for every outcome and a cell for every layer, `FROM_OUTSIDE` those that are brought about from outside. A
 cell is an expectation that a test checks, a dash where the layer is not concerned, or the part that it waits for; a part
 that has come turns its cells into failures until they are filled in. The tests are in `test_outcomes`, those of the
-breakers' column in `test_outcomes_breaker`.
+breakers' column in `test_outcomes_breaker`, those of the supervisors' in `test_outcomes_supervisor`.
 """
 
 from __future__ import annotations
@@ -120,9 +120,11 @@ class Later:
     name: str
 
 
-SUPERVISOR: Final = Later("Supervisor")
-TELL: Final = Later("AgentCrash")
 NOT_CONCERNED: Final = "-"
+CRASH: Final = "crash"
+"""The agent is started again, as its restart type says."""
+AT_START: Final = "at start"
+"""Told to who spawns the agent; when it is started again, a crash."""
 # What a policy that covers every error makes of a task that ends so.
 RETRIED: Final = "retried"
 NEVER: Final = "never"
@@ -178,7 +180,8 @@ class Row:
     breaker: Told | str
     # The layers that come later.
     retried: str = RETRIED
-    supervisor: Later | str = NOT_CONCERNED
+    # Of an agent that is asked, or executes a task; a message that is not handled with success is a crash in any case.
+    supervisor: str = NOT_CONCERNED
 
 
 INITIALIZING, PROCESSING, ERROR = AgentState.INITIALIZING, AgentState.PROCESSING, AgentState.ERROR
@@ -269,7 +272,7 @@ TABLE = [
         task=TaskState.FAILED,
         cause=AgentInitializationError,
         breaker=NOT_CONCERNED,
-        supervisor=SUPERVISOR,
+        supervisor=AT_START,
     ),
     Row(
         name="initialize raises",
@@ -280,7 +283,7 @@ TABLE = [
         task=TaskState.FAILED,
         cause=AgentInitializationError,
         breaker=NOT_CONCERNED,
-        supervisor=SUPERVISOR,
+        supervisor=AT_START,
     ),
     Row(
         name="handle_error raises",
@@ -293,7 +296,7 @@ TABLE = [
         task=TaskState.FAILED,
         cause=AgentExecutionError,
         breaker=failure("BoomError"),  # of `process` alone
-        supervisor=SUPERVISOR,
+        supervisor=CRASH,
     ),
     Row(
         name="SystemExit-like",
@@ -305,17 +308,18 @@ TABLE = [
         waiter=SystemExit,
         breaker=failure("SystemExit"),
         retried=NEVER,
-        supervisor=SUPERVISOR,
+        supervisor=CRASH,
     ),
 ]
 
 # The outcomes that come from outside: by layer the cells that are not checked with the rest of their test.
-FROM_OUTSIDE: Final[Mapping[str, Mapping[str, Told | Later]]] = {
+FROM_OUTSIDE: Final[Mapping[str, Mapping[str, Told | Later | str]]] = {
     "the caller's scope is cancelled": {"breaker": NEUTRAL},
     "handle.cancel(reason)": {"breaker": NEUTRAL},
-    "shutdown after grace": {"breaker": NEUTRAL, "supervisor": SUPERVISOR, "store": Later("SQLiteStore")},
-    "a tell handler fails, AgentCrash": {"breaker": TELL, "supervisor": TELL},
-    "the supervisor restarts the agent": {"breaker": SUPERVISOR, "supervisor": SUPERVISOR},
+    "shutdown after grace": {"breaker": NEUTRAL, "supervisor": NOT_CONCERNED, "store": Later("SQLiteStore")},
+    "a tell handler fails": {"breaker": failure("BoomError"), "supervisor": CRASH},
+    "AgentCrash": {"breaker": failure("AgentCrash"), "supervisor": CRASH},
+    "the supervisor restarts the agent": {"breaker": NEUTRAL, "supervisor": NOT_CONCERNED},
 }
 
 

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agentcore import BulkheadFullError, CircuitBreaker, CircuitOpenError, RateLimitError
+from agentcore import AgentBusyError, BulkheadFullError, CircuitBreaker, CircuitOpenError, RateLimitError
 from agentcore.testing import simulate
 from tests.core.circuits import RESET, Clock, Down, Stop, due, make, open_up, permits_of, succeed
 from tests.core.verdicts import cancelled_by_caller, check, late_for_a_deadline, raising, verdict
@@ -38,6 +38,7 @@ class NotThere(Custom, KeyError):
         ("nothing", KeyboardInterrupt()),
         ("nothing", GeneratorExit()),
         ("excluded", BulkheadFullError("full")),
+        ("excluded", AgentBusyError("busy")),
         ("excluded", RateLimitError("too many")),
         ("excluded", CircuitOpenError("foreign", {"circuit_name": "foreign"})),
         ("excluded", CircuitOpenError("own", {"circuit_name": "api"})),

@@ -54,13 +54,6 @@ def context_of(row: Row) -> AgentContext:
     return AgentContext(task=BaseTask.create("scripted"))
 
 
-@rows
-def test_cells_of_parts_that_have_come(row: Row) -> None:
-    """No cell waits for a part that is there."""
-    waiting = [cell.name for cell in (row.supervisor,) if isinstance(cell, Later)]
-    assert [] == [name for name in waiting if hasattr(agentcore, name)]
-
-
 def test_outcomes_from_outside_of_parts_that_have_come() -> None:
     """No outcome waits for a part that is there."""
     waiting = {cell.name for cells in FROM_OUTSIDE.values() for cell in cells.values() if isinstance(cell, Later)}

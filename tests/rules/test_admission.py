@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -59,6 +60,25 @@ def test_urgent_ones_are_served_first_and_equals_in_order_of_arrival() -> None:
     served = [slots.give() for _ in range(8)]
     expected = ["CRITICAL 2", "CRITICAL 5", "HIGH 3", "NORMAL 1", "NORMAL 4", "LOW 0", "LOW 6", None]
     assert expected == served
+
+
+def test_waiting_makes_up_for_priority() -> None:
+    """With ageing, whoever waits for long enough goes before the more urgent who came late."""
+    slots: Slots[str] = Slots(1, ageing=10)
+    assert slots.try_take()
+    slots.wait("low", LOW, 0)
+    slots.wait("high, late", HIGH, 20.5)
+    slots.wait("critical, in time", CRITICAL, 30)
+    assert [slots.give() for _ in range(3)] == ["critical, in time", "low", "high, late"]
+
+
+def test_without_priorities_the_line_is_served_in_order_of_arrival() -> None:
+    """Nobody has to tell the time for that."""
+    slots = full()
+    for number in range(50):
+        slots.wait(str(number))
+    assert slots.withdraw("7")
+    assert [slots.give() for _ in range(49)] == [str(number) for number in range(50) if number != 7]
 
 
 def test_who_waits_is_not_overtaken_by_who_comes() -> None:
@@ -151,20 +171,31 @@ class Model:
     """What slots are, written as plainly as possible: one sorted list."""
 
     limit: int
+    ageing: float
     in_use: int = 0
-    line: list[tuple[int, int]] = field(default_factory=list)  # (-priority, ticket)
+    line: list[tuple[float, int, int]] = field(default_factory=list)  # (rank, -priority, ticket)
+
+    def wait(self, ticket: int, priority: int, now: float) -> None:
+        self.line.append((now - priority * self.ageing if priority else now, -priority, ticket))
+        self.line.sort()
+
+    def withdraw(self, ticket: int) -> bool:
+        left = [one for one in self.line if one[2] != ticket]
+        was_there = len(left) < len(self.line)
+        self.line = left
+        return was_there
 
     def serve(self) -> int | None:
         if not self.line or self.in_use >= self.limit:
             return None
         self.in_use += 1
-        self.line.sort()
-        return self.line.pop(0)[1]
+        return self.line.pop(0)[2]
 
 
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("take"), st.sampled_from(TaskPriority)),
+        st.tuples(st.just("later"), st.sampled_from([1, 4, 32])),
         st.tuples(st.just("give"), st.none()),
         st.tuples(st.just("lend"), st.none()),
         st.tuples(st.just("withdraw"), st.integers(0, 20)),
@@ -175,13 +206,13 @@ steps = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(limit=st.integers(1, 3), steps=steps)
-def test_slots_agree_with_a_sorted_list(limit: int, steps: list[tuple[str, int | None]]) -> None:
+@given(limit=st.integers(1, 3), ageing=st.sampled_from([0, 1, 8, math.inf]), steps=steps)
+def test_slots_agree_with_a_sorted_list(limit: int, ageing: float, steps: list[tuple[str, int | None]]) -> None:
     """Whatever is done in whichever order: the same tickets come out, nobody has two slots, none is lost."""
-    slots: Slots[int] = Slots(limit)
-    model = Model(limit)
+    slots: Slots[int] = Slots(limit, ageing)
+    model = Model(limit, ageing)
     priorities: dict[int, TaskPriority] = {}
-    holders = lent = 0
+    holders = lent = now = 0
     for number, (step, value) in enumerate(steps):
         if step == "take":
             took = slots.try_take()
@@ -191,8 +222,8 @@ def test_slots_agree_with_a_sorted_list(limit: int, steps: list[tuple[str, int |
                 holders += 1
             else:
                 priorities[number] = TaskPriority(value)
-                slots.wait(number, priorities[number])
-                model.line.append((-priorities[number], number))
+                slots.wait(number, priorities[number], now)
+                model.wait(number, priorities[number], now)
         elif step == "give" and holders:
             model.in_use -= 1
             served = slots.give()
@@ -208,12 +239,11 @@ def test_slots_agree_with_a_sorted_list(limit: int, steps: list[tuple[str, int |
             model.in_use += 1
             holders += lent
         elif step == "withdraw" and value in priorities:
-            was_waiting = (-priorities[value], value) in model.line
-            assert was_waiting == slots.withdraw(value, priorities[value])
-            if was_waiting:
-                model.line.remove((-priorities[value], value))
+            assert model.withdraw(value) == slots.withdraw(value, priorities[value])
+        elif step == "later" and value is not None:
+            now += value
         elif step == "drop":
-            assert [ticket for _, ticket in sorted(model.line)] == slots.drop_all()
+            assert [ticket for *_, ticket in model.line] == slots.drop_all()
             model.line.clear()
         assert (model.in_use, len(model.line)) == (slots.in_use, len(slots))
         assert holders == slots.in_use

@@ -57,7 +57,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def living(hosted: bool, *, grace: float = 0, **limits: int) -> AsyncGenerator[AgentRuntime]:
+async def living(hosted: bool, *, grace: float = 0, **limits: Any) -> AsyncGenerator[AgentRuntime]:
     """Enter a runtime with the handlers ``echo``, ``fail`` and ``hang``, and leave it; then look at what is left."""
     before = len(current_simulation().tasks())
     runtime = AgentRuntime(RuntimeConfig(**limits), grace=grace, hosted=hosted)

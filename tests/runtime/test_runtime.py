@@ -41,6 +41,7 @@ colour: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="
     ("name", "value"),
     [
         *[(name, value) for name in ("in_flight", "queue", "retention") for value in (0, -1, True, 1.5, "2", None)],
+        *[("ageing", value) for value in (-1, True, float("nan"), "1", None)],
         *[("grace", value) for value in (-1, True, float("nan"), float("inf"), "1", None)],
     ],
 )

@@ -10,9 +10,9 @@ queue, a circle; 16. a producer that never gives way.
 
 Row 15, a store of conversations that grows with the square of their length, does not apply: there is no store yet, and a
 runtime keeps nothing of what agents have said. What is nearest to it, the checkpoints of one long task, is tested. Of row 4
-there is nothing that drops messages; tasks that are refused, withdrawn or ended by hand take its place. Of row 14, `tell` and
-mailboxes are not there yet: `submit` with its bounded queue takes their place. Of row 6, instances for each key are agents
-that are made for one ask.
+there is nothing that drops messages; tasks that are refused, by the runtime or by a busy agent, withdrawn or ended by hand
+take its place. Of row 14, `tell` and mailboxes are not there yet: `submit` with its bounded queue, and agents with a bounded
+line, take their place. Of row 6, instances for each key are agents that are made for one ask.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import anyio
 import pytest
 
 from agentcore import (
+    AgentBusyError,
     AgentConfig,
     AgentContext,
     AgentCrashedError,
@@ -41,6 +42,7 @@ from agentcore import (
     TaskCanceledError,
     TaskExecutionError,
     TaskGroupError,
+    TaskPriority,
     TaskState,
 )
 from agentcore.testing import current_simulation, simulate
@@ -165,6 +167,20 @@ async def test_what_is_refused_or_withdrawn_does_not_hang_the_shutdown(hosted: b
 
 
 @both_kinds
+@simulate(runs=RUNS)
+async def test_what_a_busy_agent_refuses_does_not_hang_the_shutdown(hosted: bool) -> None:
+    """Row 4. It was never begun, and has ended: the runtime is idle as soon as what the agent took is done."""
+    agent = Agent(worker=Worker(seconds=1), max_concurrency=1, max_waiting=2)
+    async with living(hosted, grace=60) as runtime:
+        runtime.registry("agents").register("busy", agent)
+        handles = [await runtime.submit("busy") for _ in range(20)]
+        assert await runtime.drain(60)
+        assert anyio.current_time() == 3
+        states = [(await handle.wait()).state for handle in handles]
+        assert (states.count(TaskState.COMPLETED), states.count(TaskState.FAILED)) == (3, 17)
+
+
+@both_kinds
 def test_the_error_of_what_nobody_waits_for_is_told(hosted: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Row 5. Raised where the runtime is left; a hosted one, which may live for long, also logs it, once."""
 
@@ -201,6 +217,24 @@ async def test_hundreds_of_asks_are_limited_and_end_with_their_callers(hosted: b
         await runtime.submit("hung")
         await current_simulation().settle()
     assert (hung.begun, hung.alive) == (1, 0)
+
+
+@both_kinds
+@simulate(runs=1)
+async def test_a_crowd_of_asks_is_told_at_once_that_the_agent_is_busy(hosted: bool) -> None:
+    """Row 6. Of 1,000, as many run and as many wait as the agent takes; nobody else waits, and none is alive in the end."""
+    agent = Agent(worker=Worker(cleanup=0.1), max_concurrency=3, max_waiting=5)
+    async with living(hosted) as runtime:
+        with anyio.move_on_after(0.5):
+            async with anyio.create_task_group() as group:
+                callers = Callers(group)
+                for _ in range(1_000):
+                    callers.start(runtime.ask, agent)
+                await current_simulation().settle()
+                assert callers.told == [AgentBusyError] * 992
+                assert (agent.metrics.running, agent.metrics.waiting, anyio.current_time()) == (3, 5, 0)
+        assert (agent.worker.begun, agent.worker.alive, runtime.statistics().asks) == (3, 0, 0)
+        assert (await runtime.ask(agent, {"then": answer})).success
 
 
 async def answer(context: AgentContext) -> dict[str, Any]:
@@ -420,6 +454,38 @@ async def test_an_ask_that_times_out_leaves_the_agent_free(hosted: bool) -> None
 
 
 @both_kinds
+@simulate(runs=RUNS)
+async def test_a_busy_agent_keeps_nobody_waiting_who_may_not_wait(hosted: bool) -> None:
+    """Row 14. Whoever asks while it works is told so at once, and the next one after that is answered."""
+    agent = Agent(worker=Worker(seconds=1.4), max_concurrency=1, max_waiting=0)
+    async with living(hosted) as runtime, anyio.create_task_group() as group:
+        callers = Callers(group)
+        callers.start(runtime.ask, agent)
+        await current_simulation().settle()
+        with pytest.raises(AgentBusyError) as caught:
+            await runtime.ask(agent)
+        assert (caught.value.retryable, anyio.current_time()) == (True, 0)
+        await anyio.sleep(1.5)
+        assert (await runtime.ask(agent, {"then": answer})).success
+
+
+@both_kinds
+@simulate(runs=1)
+async def test_what_a_busy_agent_is_sent_does_not_pile_up(hosted: bool) -> None:
+    """Row 14. Of 1,000 tasks for an agent that is at work, so many wait for it as may; each of the others has ended."""
+    agent = Agent(worker=Worker(), max_concurrency=1, max_waiting=10)
+    async with living(hosted) as runtime:
+        runtime.registry("agents").register("busy", agent)
+        handles = [await runtime.submit("busy") for _ in range(1_000)]
+        await current_simulation().settle()
+        statistics = runtime.statistics().tasks
+        assert (statistics.accepted, statistics.failed, len(runtime.tasks.active())) == (1_000, 989, 11)
+        for handle in handles:
+            if handle.state is TaskState.FAILED:
+                await handle.wait()
+
+
+@both_kinds
 @simulate(runs=1)
 async def test_a_full_queue_pushes_back(hosted: bool) -> None:
     """Row 14. Of 1,000 tasks for a runtime that does nothing, so many are taken as there are places."""
@@ -486,3 +552,25 @@ async def test_a_producer_gives_way_to_what_it_has_submitted(hosted: bool) -> No
                 await runtime.submit("slow")
         await runtime.shutdown(0.1)
         assert (slow.peak, slow.alive, runtime.tasks.active()) == (4, 0, [])
+
+
+@both_kinds
+@simulate(runs=1)
+async def test_a_flood_of_urgent_tasks_does_not_starve_the_others(hosted: bool) -> None:
+    """Row 16. They overtake whoever is less urgent for as long as the bound says, and not for as long as they come."""
+    async with living(hosted, in_flight=1, ageing=5) as runtime, anyio.create_task_group() as group:
+        runtime.handler("urgent")(Worker(seconds=1))
+        runtime.handler("patient")(patient := Worker(seconds=1))
+
+        async def flood() -> None:
+            while True:
+                await runtime.submit("urgent", priority=TaskPriority.CRITICAL)
+                await anyio.sleep(0.75)
+
+        group.start_soon(flood)
+        await current_simulation().settle()
+        handle = await runtime.submit("patient", priority=TaskPriority.LOW)
+        # In the first 15 s come 21 that overtake it, of a second each.
+        await handle.result()
+        assert (patient.begun, anyio.current_time()) == (1, 22)
+        group.cancel_scope.cancel()

@@ -1,0 +1,515 @@
+"""An agent that was spawned: who fills its place now, what it does by itself, and the messages in its mailbox.
+
+Whatever ends the agent is noted at once (`Keeper`), so nobody gets a broken one any more; the supervisor learns of it and
+decides. The mailbox outlives the agent: only the message that was being handled is lost with it, and told of.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any, Final, Literal, Protocol, final
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import attrs
+
+from agentcore import _agent_errors, _interop
+from agentcore._agent_records import AgentConfig, AgentContext, Call
+from agentcore._agents import BaseAgent, waits
+from agentcore._calls import Calls
+from agentcore._chains import links
+from agentcore._context import current_execution, current_runtime, current_terminations, end_structure
+from agentcore._events import EventLog
+from agentcore._failures import Failures
+from agentcore._mailbox import Mailbox
+from agentcore._rules.restart import RestartType
+from agentcore.abc import TaskRunner
+from agentcore.errors import (
+    AgentCrash,
+    AgentError,
+    AgentRestartedError,
+    AgentTerminatedError,
+    AgentTimeoutError,
+    MailboxFullError,
+    RuntimeClosedError,
+    text_of,
+)
+
+_logger: Final = logging.getLogger("agentcore.agents")
+_BATCH: Final = 16
+"""After how many messages an agent lets others run, also if it waits for nothing itself."""
+
+
+@final
+@attrs.frozen
+class House:
+    """What all agents of a runtime share.
+
+    Attributes:
+        runner: what their contexts reach the runtime by.
+        calls: what is under way, messages included.
+        failures: where what reaches nobody goes.
+        log: where events go.
+        check_open: raises if the runtime takes nothing from the caller.
+        check_place: raises if this is not its event loop.
+        refusal: makes the error for who comes then.
+    """
+
+    runner: TaskRunner
+    calls: Calls
+    failures: Failures
+    log: EventLog
+    check_open: Callable[[str], None]
+    check_place: Callable[[str], None]
+    refusal: Callable[[str], Exception]
+
+
+class Overseer(Protocol):
+    """Decides what becomes of an agent that has ended: a supervisor."""
+
+    def child_ended(self, child: Any, error: BaseException | None, presence: object) -> None:
+        """Hear that a child has ended; without an error it has done so by itself."""
+
+    async def stop_child(self, child: Any) -> None:
+        """Take a child down for good."""
+
+
+@final
+class _Doing:
+    """What an agent is at, at the root of a chain of executions.
+
+    Of its mailbox others may have to wait for the end: there is room for a further message when one has been handled.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@final
+class _Presence:
+    """The time of one agent in a place.
+
+    Attributes:
+        agent: the agent.
+        scope: around the handling of messages.
+        life: around what the agent does by itself.
+        tasks: how many of the two go on.
+        ended: set when none does.
+    """
+
+    __slots__ = ("agent", "ended", "life", "scope", "tasks")
+
+    def __init__(self, agent: BaseAgent) -> None:
+        self.agent = agent
+        self.scope = anyio.CancelScope()
+        self.life = anyio.CancelScope()
+        self.tasks = 0
+        self.ended = anyio.Event()
+
+    def leave(self) -> None:
+        """Note the end of a task."""
+        self.tasks -= 1
+        if not self.tasks:
+            self.ended.set()
+
+
+@final
+class Spawned:
+    """The place of one agent.
+
+    Args:
+        make: gives a new agent.
+        config: how it behaves.
+        restart: after which ends it is started again.
+        capacity: of the mailbox.
+        house: what it shares with others.
+        overseer: who decides.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], BaseAgent],
+        config: AgentConfig,
+        *,
+        restart: RestartType,
+        capacity: int,
+        house: House,
+        overseer: Overseer,
+    ) -> None:
+        self.name: str = config.name
+        self.config: AgentConfig = config
+        self.restart: RestartType = restart
+        self.restarts: int = 0
+        self.dropped: int = 0
+        self.agent: BaseAgent | None = None
+        self._make = make
+        self._house = house
+        self._overseer = overseer
+        self._mailbox: Mailbox[AgentContext] = Mailbox(capacity, self._note_accepted, self._note_end)
+        self._room = _Doing(f"mailbox of {self.name}")
+        self._life = _Doing(f"life of {self.name}")
+        self._is_gone = self._is_quiet = False
+        self._change = anyio.Event()  # set when somebody comes, or nobody ever will
+        self._presence: _Presence | None = None  # of the agent that is there, or has just crashed
+        self._passing: BaseAgent | None = None  # who is about to come, or to go
+        self._calls: set[Call] = set()
+        self._variables: Context = copy_context()  # of whoever spawns it; it is a part of nothing of his
+        self._variables.run(end_structure)
+        self._variables.run(current_runtime.set, house.runner)
+
+    def __repr__(self) -> str:
+        return f"<Spawned {self.name!r} {self.state}>"
+
+    @property
+    def state(self) -> Literal["up", "restarting", "stopped"]:
+        """Whether there is an agent, or will be, or never again."""
+        return "stopped" if self._is_gone else "restarting" if self.agent is None else "up"
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return len(self._mailbox)
+
+    # Coming and going, by its supervisor.
+
+    @property
+    def presence(self) -> object:
+        """What tells the agents apart that have been here; None while none is."""
+        return self._presence
+
+    async def prepare(self) -> BaseAgent:
+        """Return a new agent that is initialised.
+
+        Raises:
+            AgentInitializationError: it could not be.
+            Exception: what making it raises.
+        """
+        agent = self._passing = self._make()
+        try:
+            await agent._initialize(AgentContext(), None)
+        except BaseException:
+            await self._terminate(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
+            raise
+        finally:
+            self._passing = None
+        return agent
+
+    def install(self, agent: BaseAgent, group: anyio.abc.TaskGroup) -> None:
+        """Have an agent fill the place from now on."""
+        self.agent = agent
+        agent._keeper = self
+        self._presence = _Presence(agent)
+        self._variables.copy().run(self._start, self._presence, group)
+        self._change.set()
+
+    async def start(self, group: anyio.abc.TaskGroup) -> None:
+        """Have another agent fill the place.
+
+        Raises:
+            Exception: it could not be made or initialised.
+        """
+        agent = await self.prepare()
+        self.restarts += 1
+        self.install(agent, group)
+
+    async def take_down(self, *, for_good: bool) -> None:
+        """End the agent that is there, and what it does. Shields itself; limited in time by what the agent does."""
+        presence, self.agent, self._presence = self._presence, None, None
+        if presence is None:
+            return
+        if self._change.is_set():
+            self._change = anyio.Event()
+        reason = f"agent {self.name!r} is {'stopped' if for_good else 'started again'}"
+        with anyio.CancelScope(shield=True):
+            for call in list(self._calls):
+                call.end(self._gone() if for_good else self._restarted(), reason)
+            presence.life.cancel(reason)
+            presence.scope.cancel(reason)
+            await presence.ended.wait()
+            presence.agent._keeper = None
+            self._passing = presence.agent
+            try:
+                await self._terminate(presence.agent)
+            finally:
+                self._passing = None
+
+    def retire(self) -> None:
+        """Have nobody fill the place any more."""
+        self._is_gone = True
+        self.drop_messages("the agent is gone for good")
+        self._change.set()
+
+    def quieten(self) -> None:
+        """Have the agent do nothing by itself any more: the runtime is about to end."""
+        self._is_quiet = True
+        if self._presence is not None:
+            self._presence.life.cancel("the runtime ends")
+
+    def drop_messages(self, why: str) -> None:
+        """Accept no message any more and drop those that wait."""
+        for context in self._mailbox.close():
+            self._drop(context, why)
+
+    async def stop(self) -> None:
+        """Have nobody fill the place any more, and wait for that, unless the agent itself calls this."""
+        self._house.check_place("stop")
+        await anyio.lowlevel.checkpoint()
+        await self._overseer.stop_child(self)
+
+    def is_around(self) -> bool:
+        """Tell whether this is called by the agent itself, or on its behalf."""
+        agent = self._passing if self._presence is None else self._presence.agent
+        own: list[Any] = [self._room, self._life]
+        if agent is not None:
+            own += [agent, agent._initializing]
+        return agent in current_terminations.get() or any(link[0] in own for link in links(current_execution.get()))
+
+    # What it hears of the agent.
+
+    def crashed(self, agent: BaseAgent, error: BaseException) -> None:
+        """Note that the agent cannot go on."""
+        if is_crash(error):
+            self._end(agent, error)
+
+    def terminating(self, agent: BaseAgent) -> None:
+        """Note that somebody terminates the agent."""
+        self._end(agent, None)
+
+    def _end(self, agent: BaseAgent, error: BaseException | None) -> None:
+        if agent is self.agent:
+            self.agent = None
+            self._change = anyio.Event()  # for those who come now
+            self._overseer.child_ended(self, error, self._presence)
+
+    # Calls.
+
+    async def enter(self, context: AgentContext) -> BaseAgent:
+        """Begin a call of the agent, which `leave` ends; waits only while it is being started again.
+
+        Raises:
+            AgentTerminatedError: it is gone for good.
+            AgentTimeoutError: the call's deadline came first.
+        """
+        self._house.check_place("ask")
+        call, limit = context._call, context._limit
+        assert call is not None  # whoever calls has made it  # noqa: S101
+        while self.agent is None:
+            if self._is_gone:
+                raise self._gone()
+            scope = anyio.move_on_at(math.inf if limit is None else limit.at)
+            call.enter(scope)
+            with scope:
+                await self._change.wait()
+            if call.interruption is not None:
+                raise call.interruption
+            if scope.cancelled_caught and limit is not None:
+                raise AgentTimeoutError(
+                    f"agent {self.name!r} must be back within the deadline {limit.which!r} of {limit.seconds:g} s: got one "
+                    "that is still being started again; allow more time",
+                    {"agent": self.name, "deadline": limit.which, "timeout": limit.seconds},
+                )
+        self._calls.add(call)
+        return self.agent
+
+    def leave(self, context: AgentContext) -> None:
+        """End a call."""
+        if context._call is not None:
+            self._calls.discard(context._call)
+
+    # Messages.
+
+    async def tell(self, context: AgentContext) -> None:
+        """Put a message into the mailbox, when there is a place for it. Always a checkpoint.
+
+        Raises:
+            AgentTerminatedError: the agent is gone for good.
+            AgentDeadlockError: nothing would ever make room.
+        """
+        await anyio.lowlevel.checkpoint()
+        self._check_there()
+        if self._mailbox.try_put(context):
+            return
+        chain = current_execution.get()
+        wait = waits.begin(self._room, chain) if chain is not None else None
+        try:
+            is_accepted = await self._mailbox.put(context)
+        finally:
+            if wait is not None:
+                waits.remove(wait)
+        if not is_accepted:
+            self._check_there()
+
+    def tell_nowait(self, context: AgentContext) -> None:
+        """Put a message into the mailbox.
+
+        Raises:
+            MailboxFullError: there is no place for it.
+            AgentTerminatedError: the agent is gone for good.
+        """
+        self._check_there()
+        if not self._mailbox.try_put(context):
+            raise MailboxFullError(
+                f"the mailbox of agent {self.name!r} takes no more than its capacity: got one message more than "
+                f"{self._mailbox.capacity}; use `await tell(...)`, which waits, or spawn it with a greater mailbox",
+                {"agent": self.name, "capacity": self._mailbox.capacity},
+            )
+
+    def _check_there(self) -> None:
+        self._house.check_place("tell")
+        if self._mailbox.is_closed:
+            raise self._gone() if self._is_gone else self._house.refusal("a message")
+
+    def _note_accepted(self, context: AgentContext) -> None:
+        assert context._call is not None  # whoever sends it has made it  # noqa: S101
+        self._house.calls.accept(context._call)
+
+    def _note_end(self, context: AgentContext) -> None:
+        assert context._call is not None  # as above  # noqa: S101
+        self._calls.discard(context._call)
+        self._house.calls.settle(context._call)
+
+    def _drop(self, context: AgentContext, why: str) -> None:
+        """Tell of a message that is not handled to its end, or not at all."""
+        self.dropped += 1
+        self._house.calls.dropped += 1
+        self._house.log.emit("message_dropped", agent=self.name, reason=why)
+        _logger.warning("a message to agent %r was dropped: %s", self.name, why)
+        self._note_end(context)
+
+    # The agent at work, in tasks of its supervisor.
+
+    def _start(self, presence: _Presence, group: anyio.abc.TaskGroup) -> None:
+        presence.tasks = 1
+        group.start_soon(self._work, presence, name=f"agent {self.name}")
+        life = type(presence.agent).live
+        if not self._is_quiet and life is not BaseAgent.live and callable(life):
+            presence.tasks = 2
+            group.start_soon(self._do, presence, name=f"agent {self.name}, by itself")
+
+    async def _work(self, presence: _Presence) -> None:
+        """Handle the messages, one after the other."""
+        agent = presence.agent
+        handled = 0
+        try:
+            with presence.scope:
+                while True:
+                    await self._mailbox.wait()
+                    if self.agent is not agent:
+                        return  # it has come to its end: what waits is for the next one
+                    if not await self._handle(agent, self._mailbox.take()):
+                        return
+                    handled += 1
+                    if handled % _BATCH == 0:
+                        await anyio.lowlevel.checkpoint()
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - told elsewhere; the supervisor ends with its own scope
+            self._note_interruption(agent, error)
+        finally:
+            presence.leave()
+
+    async def _do(self, presence: _Presence) -> None:
+        """Have the agent do what it does by itself."""
+        agent, context = presence.agent, AgentContext()
+        context._runner = self._house.runner
+        current_execution.set([self._life, None, None])
+        try:
+            with presence.life:
+                await agent.live(context)
+                if not presence.life.cancel_called:
+                    self._end(agent, None)
+        except Exception as error:  # noqa: BLE001 - a crash
+            if not presence.life.cancel_called:
+                agent._crash(error)
+            elif not all(isinstance(leaf, RuntimeClosedError) for leaf in _interop.leaves_of(error)):
+                # To be refused in the moment before it learns of the end is no failure.
+                self._house.failures.add(error, f"agent {self.name!r} failed while it was ended")
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - as above
+            self._note_interruption(agent, error)
+        finally:
+            presence.leave()
+
+    def _note_interruption(self, agent: BaseAgent, error: BaseException) -> None:
+        """See to what no handler of errors may keep. A cancellation is not passed on, for it would end the supervisor."""
+        cancelled, rest = _interop.split_cancellation(error)
+        if rest is not None and not is_crash(rest):
+            self._house.failures.crash(rest)
+        elif rest is not None:
+            self.crashed(agent, rest)
+        elif cancelled and anyio.current_effective_deadline() > -math.inf:
+            self.crashed(agent, AgentCrash(f"a task of agent {self.name!r} was cancelled from outside of the runtime"))
+
+    async def _handle(self, agent: BaseAgent, context: AgentContext) -> bool:
+        """Handle a message; tell whether the agent can go on."""
+        call = context._call
+        assert call is not None  # whoever has sent it has made it  # noqa: S101
+        if call.interruption is not None:
+            self._drop(context, text_of(call.interruption))
+            return True
+        self._calls.add(call)
+        link = [self._room, None, call]
+        current_execution.set(link)
+        failure: BaseException | None = None
+        try:
+            result = await agent.execute(context)
+            failure = None if result.success else _unhandled(self.name, result.error, result.cause)
+        except Exception as error:  # noqa: BLE001 - a crash, or how it was ended
+            failure = error
+        except BaseException:
+            self._drop(context, "its handling was cancelled")
+            raise
+        finally:
+            link[0] = None
+        if failure is None:
+            self._note_end(context)
+            return True
+        self._drop(context, text_of(failure))
+        if call.interruption is None and not isinstance(failure, AgentTerminatedError):
+            agent._crash(failure)
+        return False
+
+    # Its end.
+
+    async def _terminate(self, agent: BaseAgent) -> None:
+        try:
+            await agent.terminate()
+        except Exception as error:  # noqa: BLE001 - raised at the exit of the runtime
+            self._house.failures.add(error, f"the clean-up of agent {self.name!r} failed")
+
+    def _gone(self) -> AgentTerminatedError:
+        return _agent_errors.gone(self.name)
+
+    def _restarted(self) -> AgentRestartedError:
+        return AgentRestartedError(
+            f"agent {self.name!r} was started again while it executed this; ask again", {"agent": self.name}
+        )
+
+
+def is_crash(error: BaseException) -> bool:
+    """Tell whether an error is one of an agent; others, such as Ctrl-C, are meant for the program."""
+    return all(isinstance(leaf, Exception | SystemExit) for leaf in _interop.leaves_of(error))
+
+
+def as_failure(name: str, error: BaseException | None) -> Exception:
+    """Return the end of an agent as what can be raised in a group of errors."""
+    if isinstance(error, Exception):
+        return error
+    what = "has ended by itself" if error is None else f"raised {error!r}"
+    failure = AgentCrash(f"agent {name!r} {what}", {"agent": name})
+    failure.__cause__ = error
+    return failure
+
+
+def _unhandled(agent: str, said: object, cause: BaseException | None) -> BaseException:
+    """Make the error for a message that an agent has failed to handle: nobody else learns of it."""
+    if cause is not None:
+        return cause
+    return AgentError(
+        f"agent {agent!r} failed to handle a message: got a result with success False and the error {text_of(said)}; "
+        "make a success of what may be passed over",
+        {"agent": agent, "error": said},
+    )
