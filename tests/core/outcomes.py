@@ -314,12 +314,17 @@ TABLE = [
 
 # The outcomes that come from outside: by layer the cells that are not checked with the rest of their test.
 FROM_OUTSIDE: Final[Mapping[str, Mapping[str, Told | Later | str]]] = {
-    "the caller's scope is cancelled": {"breaker": NEUTRAL},
-    "handle.cancel(reason)": {"breaker": NEUTRAL},
-    "shutdown after grace": {"breaker": NEUTRAL, "supervisor": NOT_CONCERNED, "store": Later("SQLiteStore")},
-    "a tell handler fails": {"breaker": failure("BoomError"), "supervisor": CRASH},
-    "AgentCrash": {"breaker": failure("AgentCrash"), "supervisor": CRASH},
-    "the supervisor restarts the agent": {"breaker": NEUTRAL, "supervisor": NOT_CONCERNED},
+    "the caller's scope is cancelled": {"breaker": NEUTRAL, "retried": NEVER},
+    "handle.cancel(reason)": {"breaker": NEUTRAL, "retried": NEVER},
+    "shutdown after grace": {
+        "breaker": NEUTRAL,
+        "retried": NEVER,
+        "supervisor": NOT_CONCERNED,
+        "store": Later("SQLiteStore"),
+    },
+    "a tell handler fails": {"breaker": failure("BoomError"), "retried": NOT_CONCERNED, "supervisor": CRASH},
+    "AgentCrash": {"breaker": failure("AgentCrash"), "retried": RETRIED, "supervisor": CRASH},
+    "the supervisor restarts the agent": {"breaker": NEUTRAL, "retried": RETRIED, "supervisor": NOT_CONCERNED},
 }
 
 

@@ -311,6 +311,26 @@ async def test_it_lines_up_as_whoever_comes_then() -> None:
     assert ["retried", "urgent", "before", "retried", "after"] == handler.inputs
 
 
+@simulate(runs=10)
+async def test_waiting_for_a_retry_does_not_make_up_for_priority() -> None:
+    """What has waited is worth something from the moment on in which it lines up anew."""
+    async with runtime_of(in_flight=1, ageing=10) as runtime:
+        handler = flaky(runtime, ValueError("once"))
+        policy = RetryPolicy(backoff=Backoff(60, maximum=60, jitter=False))
+        retried = await runtime.submit("flaky", {"n": "retried"}, priority="LOW", retry=policy)
+        await anyio.sleep(59)
+        hold = holding(runtime)
+        await runtime.submit("hold")
+        await anyio.sleep(6)  # it has come at 60
+        await runtime.submit("flaky", {"n": "at 65"})
+        await anyio.sleep(10)
+        await runtime.submit("flaky", {"n": "at 75"})
+        hold.opened.set()
+        await retried.result()
+        await runtime.drain()
+    assert ["retried", "at 65", "retried", "at 75"] == handler.inputs
+
+
 @simulate(runs=20)
 async def test_cancelled_while_it_waits() -> None:
     """It is CANCELED at that moment, and the slot of nobody is lost."""
