@@ -7,6 +7,7 @@ from typing import Any, assert_type
 
 import agentcore
 from agentcore import (
+    AgentCapability,
     AgentConfig,
     AgentContext,
     AgentResult,
@@ -20,6 +21,7 @@ from agentcore import (
     CircuitMode,
     CircuitOpenError,
     CircuitState,
+    DeadLetter,
     Event,
     Fallback,
     KeyedCircuitBreaker,
@@ -28,6 +30,8 @@ from agentcore import (
     RateLimit,
     Registry,
     Retry,
+    RetryPolicy,
+    RuntimeConfig,
     TaskExecutionError,
     TaskFactory,
     TaskHandle,
@@ -83,6 +87,23 @@ async def runtimes() -> None:
             await handle.result()
         except TaskExecutionError as error:
             assert_type(error.message, str)
+
+
+async def retries(runtime: AgentRuntime) -> None:
+    policy = RetryPolicy(
+        attempts=4, on=OSError, never_on=(PermissionError, KeyError), retry_if=lambda error: not error.args
+    )
+    assert_type(policy.on, tuple[type[Exception], ...])
+    handle = await runtime.submit(
+        "greet", retry=policy, key="you", idle_timeout=5, requires={AgentCapability.MEMORY, "greet"}
+    )
+    assert_type(handle.waiting_for_retry, bool)
+    assert_type(handle.task.not_before, datetime | None)
+    await runtime.run("greet", retry=False, queue_timeout=1)
+    letters = runtime.tasks.dead_letters
+    assert_type(letters.list(), list[DeadLetter])
+    assert_type(await letters.requeue(letters.list()[0].task_id), TaskHandle)
+    RuntimeConfig(retry=policy, retry_budget=None, dead_letters=0)
 
 
 def registries() -> None:
