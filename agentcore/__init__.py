@@ -12,6 +12,7 @@ from agentcore._breakers import (
     with_circuit_breaker,
 )
 from agentcore._current_pools import get_worker_pool, shutdown_all_worker_pools
+from agentcore._dead_letters import DeadLetter, DeadLetters
 from agentcore._entry import execute_task, lifespan, run
 from agentcore._events import Event
 from agentcore._groups import Completions, TaskGroup
@@ -30,7 +31,7 @@ from agentcore._registry import (
     get_function_registry,
     get_registry,
 )
-from agentcore._retry import Retry, RetryBudget, RetryNotice
+from agentcore._retry import Retry, RetryBudget, RetryNotice, RetryPolicy
 from agentcore._rules.agent_states import AgentState
 from agentcore._rules.backoff import Backoff
 from agentcore._rules.circuit import CircuitMode, CircuitState
@@ -39,13 +40,14 @@ from agentcore._rules.restart import RestartType, SupervisionStrategy
 from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._runtime import AgentRuntime
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
-from agentcore._scheduler import TaskStatistics
 from agentcore._streams import AgentStream
 from agentcore._supervisor import AgentSupervisor, Supervisor
 from agentcore._sync import SyncRuntime, SyncTaskHandle, sync_runtime
 from agentcore._system import SystemContext, initialize_system, shutdown_system
+from agentcore._task_factory import TaskFactory
 from agentcore._task_records import Checkpoint
-from agentcore._tasks import BaseTask, TaskFactory, TaskResult
+from agentcore._task_result import TaskResult, TaskStatistics
+from agentcore._tasks import BaseTask
 from agentcore.abc import WorkerPool
 from agentcore.config import (
     LoggingConfiguration,
@@ -166,6 +168,9 @@ __all__ = [  # noqa: RUF022 - grouped by part, as a reader looks for them
     "BaseTask",
     "Checkpoint",
     "Completions",
+    "DeadLetter",
+    "DeadLetters",
+    "RetryPolicy",
     "TaskFactory",
     "TaskGroup",
     "TaskHandle",

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 import anyio
 
 from agentcore import _interop
-from agentcore._job import Job, Plan, Turn
+from agentcore._agent_records import Limit
+from agentcore._job import Job, Plan, Turn, check_limit
 from agentcore._rules.admission import Slots
+from agentcore._rules.task_states import TaskPriority
+from agentcore._task_records import to_priority
 from agentcore._tasks import BaseTask
 
 
@@ -43,14 +46,14 @@ class Admission:
         """How many tasks wait for one."""
         return len(self._slots)
 
-    def enter(self, task: BaseTask, parent: Job | None) -> Turn | None:
+    def enter(self, task: BaseTask, plan: Plan, parent: Job | None) -> Turn | None:
         """Take a slot for a task that is run, in `parent` if there is one; return None, or the turn to wait for."""
         turn = None
         if parent is not None and parent.has_slot:
             # The parent waits right here: its slot goes to the child, and comes back with the child's end.
             parent.has_slot = False
         elif not self._slots.try_take():
-            turn = self._line_up(task)
+            turn = self._line_up(task, plan.limit_in_line())
         if parent is not None:
             parent.waiting_for += 1
         return turn
@@ -75,11 +78,33 @@ class Admission:
             if self._slots.try_take():
                 self._give_room()
                 return None
-        return self._line_up(task)
+        turn = self._line_up(task, plan.limit_in_line())
+        turn.has_room = True
+        return turn
 
-    def line_up(self, task: BaseTask) -> Turn | None:
+    def line_up(self, task: BaseTask, plan: Plan) -> Turn | None:
         """Take a slot for a child of a group and return None, or return the turn to wait for. The queue has no part in it."""
-        return None if self._slots.try_take() else self._line_up(task)
+        return None if self._slots.try_take() else self._line_up(task, plan.limit_in_line())
+
+    def pause(self, job: Job) -> None:
+        """Give the slot of a job to the next: it is between two executions."""
+        job.is_paused = True
+        if job.has_slot:
+            job.has_slot = False
+            self._give_slot()
+
+    def resume(self, job: Job) -> Turn | None:
+        """Take a slot for the next execution of a job and return None, or return the turn to wait for.
+
+        It comes as whoever comes now: no place before others, and none in the queue, which is for what is not accepted yet.
+        """
+        if self._slots.try_take():
+            job.has_slot, job.is_paused = True, False
+            return None
+        task = job.task
+        if task.priority.__class__ is not TaskPriority:  # it may have been set meanwhile
+            task.priority = to_priority(task.priority)
+        return self._line_up(task, job.plan.limit_in_line(again=True))
 
     async def wait_for_turn(self, job: Job, turn: Turn) -> None:
         """Wait until a job has a slot, or until its deadline.
@@ -88,26 +113,26 @@ class Admission:
             TaskTimeoutError: the deadline came first.
         """
         try:
-            with anyio.move_on_at(job.plan.total.at if job.plan.total is not None else None):
+            with anyio.move_on_at(turn.limit.at if turn.limit is not None else None):
                 await turn.event.wait()
         finally:
             self.leave_line(job, turn)
-        job.plan.check(job.task, "while it waited for its turn")
+        check_limit(turn.limit, job.task, "while it waited for its turn")
 
     def leave_line(self, job: Job, turn: Turn) -> None:
         """End the wait for a turn, however it went: the job has the slot now, or no place in the line any more."""
         if turn.granted:
-            job.has_slot = True
+            job.has_slot, job.is_paused = True, False
         else:
             self._slots.withdraw(turn, turn.priority)
-        if not job.is_inner:
+        if turn.has_room:
             self._give_room()
 
     def leave(self, job: Job) -> None:
         """Give the slot of a job back: to the parent that waits for it, if this was its last child, else to the next."""
         # A child that is run has its parent's slot. One of a group has its own: the parent may do without for longer.
         parent = job.parent if job.handle is None else None
-        if parent is not None and not parent.ended and job.has_slot and parent.waiting_for == 1:
+        if parent is not None and parent.waiting_for == 1 and job.has_slot and _has_claim(parent):
             parent.waiting_for, parent.has_slot, job.has_slot = 0, True, False
             return
         if job.has_slot:
@@ -139,11 +164,12 @@ class Admission:
     async def _wait_for_room(
         self, task: BaseTask, plan: Plan, submitter: Job | None, check: Callable[[], None]
     ) -> None:
+        limit = plan.limit_in_line()
         while True:
             turn = Turn(task.priority)
             self._room.wait(turn, turn.priority, _interop.clock())
             try:
-                with self.lending(submitter), anyio.move_on_at(plan.total.at if plan.total is not None else None):
+                with self.lending(submitter), anyio.move_on_at(limit.at if limit is not None else None):
                     await turn.event.wait()
                 # Much may have happened meanwhile, to the runtime and to the task.
                 check()
@@ -156,17 +182,17 @@ class Admission:
                     self._room.withdraw(turn, turn.priority)
             if turn.granted:
                 return
-            plan.check(task, "before the queue had room for it; it was not accepted")
+            check_limit(limit, task, "before the queue had room for it; it was not accepted")
 
-    def _line_up(self, task: BaseTask) -> Turn:
-        turn = Turn(task.priority)
+    def _line_up(self, task: BaseTask, limit: Limit | None) -> Turn:
+        turn = Turn(task.priority, limit)
         self._slots.wait(turn, turn.priority, _interop.clock())
         return turn
 
     def _end_wait(self, job: Job) -> None:
         """End one wait of a job; with the last one it has its slot again."""
         job.waiting_for -= 1
-        if job.waiting_for == 0 and not job.ended:
+        if job.waiting_for == 0 and _has_claim(job):
             self._slots.reclaim()
             job.has_slot = True
 
@@ -177,3 +203,8 @@ class Admission:
     def _give_room(self) -> None:
         if (turn := self._room.give()) is not None:
             turn.grant()
+
+
+def _has_claim(job: Job) -> bool:
+    """Tell whether a job that has waited is to have its slot again. What one execution has started may wait in the next."""
+    return not (job.ended or job.is_paused or job.has_slot)

@@ -13,6 +13,7 @@ import anyio.lowlevel
 import attrs
 
 from agentcore._breaker import CircuitBreaker
+from agentcore._context import Lender
 from agentcore._handle import TaskHandle
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._tasks import BaseTask
@@ -150,6 +151,46 @@ class Limit:
     seconds: float
 
 
+@final
+class Idle:
+    """How long an execution may go without telling of progress.
+
+    Args:
+        seconds: that long.
+
+    Attributes:
+        seconds: as given.
+    """
+
+    __slots__ = ("_latest", "_scope", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds: float = seconds
+        self._scope: anyio.CancelScope | None = None
+        self._latest: float = math.inf
+
+    def watch(self, scope: anyio.CancelScope, now: float) -> None:
+        """Move the deadline of a scope from now on, which has its latest one by now."""
+        self._latest = scope.deadline
+        self._scope = scope
+        self.move(now)
+
+    def move(self, now: float) -> None:
+        """Give the execution its time anew."""
+        if self._scope is not None and not self._scope.cancel_called:
+            self._scope.deadline = min(self._latest, now + self.seconds)
+
+    def limit(self, now: float) -> "Limit":
+        """Return the deadline of something that begins now and cannot tell of progress."""
+        return Limit(now + self.seconds, "idle", self.seconds)
+
+    def passed(self) -> "Limit | None":
+        """Return the deadline that has passed, of the execution that was cut; None if it was another one."""
+        if self._scope is None or self._scope.deadline >= self._latest:
+            return None
+        return Limit(self._scope.deadline, "idle", self.seconds)
+
+
 Emit: TypeAlias = "Callable[[Any], Awaitable[None]]"
 """Hands an item over to who listens to an agent."""
 
@@ -212,6 +253,8 @@ class AgentContext:
     _limit: Limit | None = attrs.field(default=None, init=False, repr=False)
     _call: Call | None = attrs.field(default=None, init=False, repr=False)
     _emit: "Emit | None" = attrs.field(default=None, init=False, repr=False)
+    _idle: Idle | None = attrs.field(default=None, init=False, repr=False)
+    _job: Lender | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def input(self) -> dict[str, Any]:
@@ -355,6 +398,24 @@ class AgentContext:
             await anyio.lowlevel.checkpoint()
         else:
             await self._emit(item)
+
+    def progress(self, value: Any = None, **fields: Any) -> None:
+        """Tell that the execution goes on, and how far it has come; `TaskHandle.progress` gives it.
+
+        The idle deadline is counted anew, that of the tasks that wait for this one too. Who listens to the runtime hears of a
+        ``task_progress``. Never waits; works in threads too. Without a task only the deadline moves, without a runtime none.
+
+        Args:
+            value: how far; the fields, if left out.
+            **fields: further facts.
+        """
+        task = self.task
+        if value is None and fields:
+            value = fields
+        if task is not None and value is not None:
+            task._progress = value
+        if self._job is not None:
+            self._job.progressed(task, value, fields)
 
     def checkpoint(self, data: Mapping[str, Any]) -> None:
         """Save progress of the task.

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar, final
+from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
 
 import anyio
 
@@ -27,9 +27,10 @@ from agentcore._agent_records import (
     AgentMetrics,
     AgentResult,
     Call,
+    Idle,
     Limit,
 )
-from agentcore._chains import Execution, Waitable, Waits, links, living
+from agentcore._chains import Execution, Initialization, Waitable, Waits, links, living
 from agentcore._context import current_execution, current_job, current_terminations
 from agentcore._interop import leaves_of, sources, split_cancellation
 from agentcore._rules.admission import Slots
@@ -39,15 +40,6 @@ from agentcore.errors import AgentCrash, AgentTerminatedError, AgentTimeoutError
 T = TypeVar("T")
 
 _Hook: TypeAlias = Callable[[], Awaitable[None]]
-
-
-@final
-class Initialization:
-    """An initialisation that is under way, for others to wait for."""
-
-    def __init__(self, agent: BaseAgent) -> None:
-        self.name = f"initialisation of {agent.name}"
-        self.ended = anyio.Event()
 
 
 class Keeper(Protocol):
@@ -214,7 +206,7 @@ class BaseAgent(abc.ABC):
         await self._terminate(None)
 
     async def __aenter__(self) -> Self:
-        await self._initialize(None, None)
+        await self._initialize(AgentContext(), None)
         return self
 
     async def __aexit__(
@@ -260,7 +252,8 @@ class BaseAgent(abc.ABC):
         execution: Execution = [self, around, context._call]
         token = current_execution.set(execution)
         try:
-            if life.initialized and self.config.timeout is None and context._limit is None and context._call is None:
+            is_limited = self.config.timeout is not None or context._limit or context._call or context._idle
+            if life.initialized and not is_limited:
                 result = await self.process(context)
             else:
                 result = await self._process(context, execution)
@@ -287,25 +280,21 @@ class BaseAgent(abc.ABC):
 
     async def _process(self, context: AgentContext, execution: Execution) -> AgentResult:
         """Initialise the agent if need be, and run `process` under the earliest deadline."""
-        outer, call = context._limit, context._call
+        outer, call, idle = context._limit, context._call, context._idle
         if not self._life.initialized:
-            await self._initialize(outer, execution, call)
-        seconds = self.config.timeout
-        if seconds is not None:
-            at = anyio.current_time() + seconds
-            if outer is not None and outer.at < at:
-                at = outer.at
-        elif outer is not None:
-            at = outer.at
-        elif call is not None:
-            at = math.inf
-        else:
+            await self._initialize(context, execution)
+        at = math.inf if outer is None else outer.at
+        if self.config.timeout is not None:
+            at = min(at, anyio.current_time() + self.config.timeout)
+        elif outer is None and call is None and idle is None:
             return await self.process(context)
         # move_on_at and no CancelScope(): the latter initialises each scope twice (AnyIO 4.16).
         scope = anyio.move_on_at(at)
         self._scopes[scope] = execution
         if call is not None:
             call.enter(scope)
+        if idle is not None:
+            idle.watch(scope, anyio.current_time())
         try:
             with scope:
                 return await self.process(context)
@@ -314,7 +303,7 @@ class BaseAgent(abc.ABC):
                 # The time was over, and then its clean-up failed. Both are told.
                 self._timeouts += 1
                 error.add_note(
-                    f"raised while it was unwound: {_agent_errors.too_late(self.name, self._limit_at(at, outer))}"
+                    f"raised while it was unwound: {_agent_errors.too_late(self.name, self._limit_at(at, outer, idle))}"
                 )
             raise
         finally:
@@ -322,7 +311,7 @@ class BaseAgent(abc.ABC):
         if self._is_ended_from_outside(call):
             raise self._end_from_outside(call)
         self._timeouts += 1
-        raise _agent_errors.too_late(self.name, self._limit_at(at, outer))
+        raise _agent_errors.too_late(self.name, self._limit_at(at, outer, idle))
 
     async def _give_up(self, error: AgentTimeoutError, context: AgentContext, around: object) -> AgentResult:
         """Handle that a deadline came before the turn: an execution that never had a slot, and is counted all the same."""
@@ -340,10 +329,11 @@ class BaseAgent(abc.ABC):
             self._failures += 1
         return result
 
-    async def _initialize(self, outer: Limit | None, execution: Execution | None, call: Call | None = None) -> None:
-        life = self._life
-        own = self._fresh_limit(self.config.timeout)
-        limit = min((one for one in (own, outer) if one is not None), key=lambda one: one.at, default=None)
+    async def _initialize(self, context: AgentContext, execution: Execution | None) -> None:
+        life, call = self._life, context._call
+        idle = context._idle and context._idle.limit(anyio.current_time())
+        limits = (self._fresh_limit(self.config.timeout), context._limit, idle)
+        limit = min((one for one in limits if one is not None), key=lambda one: one.at, default=None)
         chain = current_execution.get()
         while self._initializing is not None:
             # Another execution is at it. If it fails, its error is its own and this one tries again.
@@ -356,7 +346,7 @@ class BaseAgent(abc.ABC):
             raise _agent_errors.gone(self.name)
         if life.initialized:
             return
-        initialization = self._initializing = Initialization(self)
+        initialization = self._initializing = Initialization(f"initialisation of {self.name}")
         life.initializing = True
         link: Execution = [initialization, chain, None]
         token = current_execution.set(link)
@@ -402,8 +392,8 @@ class BaseAgent(abc.ABC):
         try:
             # Counted anew, also if the limit came from outside and has passed: an error has to be handled after it.
             seconds = self.config.timeout
-            if seconds is None and context._limit is not None:
-                seconds = context._limit.seconds
+            if seconds is None and (given := context._limit or context._idle) is not None:
+                seconds = given.seconds
             result = await self._bounded(self.handle_error(error, context), self._fresh_limit(seconds), execution, call)
             if result.__class__ is not AgentResult:
                 raise _agent_errors.not_a_result(self.name, "handle_error", result)
@@ -475,7 +465,9 @@ class BaseAgent(abc.ABC):
     def _fresh_limit(self, seconds: float | None) -> Limit | None:
         return None if seconds is None else Limit(anyio.current_time() + seconds, "agent", seconds)
 
-    def _limit_at(self, at: float, outer: Limit | None) -> Limit:
+    def _limit_at(self, at: float, outer: Limit | None, idle: Idle | None) -> Limit:
+        if idle is not None and (limit := idle.passed()) is not None:
+            return limit
         if outer is not None and at == outer.at:
             return outer
         assert self.config.timeout is not None  # whose deadline it would be otherwise  # noqa: S101

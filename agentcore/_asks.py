@@ -9,7 +9,7 @@ from typing import Any, final
 from agentcore._agent_records import AgentContext, AgentResult, Call
 from agentcore._agent_refs import AgentRef
 from agentcore._agents import BaseAgent
-from agentcore._context import current_runtime
+from agentcore._context import current_job, current_runtime
 from agentcore._directory import Directory
 from agentcore._scheduler import Scheduler
 from agentcore.abc import TaskRunner
@@ -26,7 +26,7 @@ def own_context(given: AgentContext | Mapping[str, Any] | None) -> AgentContext:
         return AgentContext(given.task, given.memory, given.parameters, given.metadata)
     if isinstance(given, AgentContext):
         own = copy.copy(given)
-        own._limit = own._call = own._emit = None
+        own._limit = own._call = own._emit = own._idle = None
         return own
     if given is None or isinstance(given, Mapping):
         return AgentContext(parameters=dict(given or {}))
@@ -65,6 +65,7 @@ class Asks:
             agent = route.take() if post is None else None
         call = context._call = Call()
         context._runner = self._runner
+        context._job = current_job.get()
         calls = self._tasks.calls
         calls.under_way.add(call)
         # Where the event loop hosts several runtimes, this is the only way to tell which one it is.

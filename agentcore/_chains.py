@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, final
+
+import anyio
 
 from agentcore._rules.waits import Wait, WaitGraph
 from agentcore.errors import AgentDeadlockError
@@ -13,6 +15,19 @@ from agentcore.errors import AgentDeadlockError
 # have it in its context; what is executed is None then. A list and no class: this is made for every execution, and costs
 # a quarter.
 Execution: TypeAlias = "list[Any]"
+
+
+@final
+class Initialization:
+    """An initialisation that is under way, for others to wait for.
+
+    Args:
+        name: what it is called in a circle of waits.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ended = anyio.Event()
 
 
 def links(execution: object) -> Iterator[Execution]:

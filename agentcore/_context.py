@@ -8,17 +8,20 @@ The values belong to parts that stand above this file, so they are plain objects
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 
 class Lender(Protocol):
-    """Has something that others may use while it waits."""
+    """Has something that others may use while it waits, and is interested in what happens inside of it."""
 
     def lending(self) -> AbstractContextManager[object]:
         """Return a context manager for the time of the wait."""
+
+    def progressed(self, task: Any, value: object, fields: Mapping[str, Any]) -> None:
+        """Hear that a task, or what it waits for, has told of progress."""
 
 
 current_runtime: Final[ContextVar[object]] = ContextVar("agentcore_runtime", default=None)

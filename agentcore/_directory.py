@@ -7,7 +7,7 @@ agent for each task, an instance serves all of them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from operator import itemgetter
 from typing import Any, Final, TypeVar, final
@@ -19,6 +19,7 @@ from agentcore._agent_records import AgentCapability, AgentConfig, AgentContext,
 from agentcore._agent_refs import Post
 from agentcore._agents import BaseAgent
 from agentcore._registry import Registry, get_registry
+from agentcore._retry import RetryPolicy, check_retry
 from agentcore.errors import RegistryError, TaskRoutingError, text_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,11 +36,13 @@ class Route:
     Attributes:
         take: gives the agent.
         owned: whether it is there for one task only, and is to be terminated afterwards.
+        retry: whether tasks are executed again, unless they say so themselves.
         post: the place of one that is supervised, which gives it when it is there; None for others.
     """
 
     take: Callable[[], BaseAgent]
     owned: bool
+    retry: RetryPolicy | None = None
     post: Post | None = None
 
 
@@ -120,8 +123,11 @@ class Directory:
             self._overlays[name] = Registry(name, beneath=get_registry(name))
         return self._overlays[name]
 
-    def handler(self, task_type: str, *, timeout: float | None, max_concurrency: int | None) -> Callable[[F], F]:
+    def handler(
+        self, task_type: str, *, timeout: float | None, max_concurrency: int | None, retry: RetryPolicy | None = None
+    ) -> Callable[[F], F]:
         """Return a decorator that registers a function as the handler of a type of task."""
+        check_retry(f"the handler of task type {task_type!r}", retry)
         # Made here to have wrong values told at once.
         config = AgentConfig(task_type, "function", timeout=timeout, max_concurrency=max_concurrency)
 
@@ -132,12 +138,13 @@ class Directory:
                     "register classes of agents in registry('agents')",
                     {"registry": HANDLERS, "name": task_type, "item": repr(function)},
                 )
-            self.handlers.register(task_type, function, config=config)
+            metadata = {"config": config} if retry is None else {"config": config, "retry": retry}
+            self.handlers.register(task_type, function, **metadata)
             return function
 
         return register
 
-    def route(self, task_type: str, requires: Iterable[AgentCapability | str] = ()) -> Route:
+    def route(self, task_type: str, requires: Collection[AgentCapability | str] = ()) -> Route:
         """Return the way to what serves a type of task.
 
         Its handler; else the agent ``<type>`` or ``<type>_agent``, one that is spawned before one that is registered; else, of
@@ -219,9 +226,10 @@ class Directory:
         return [item for item in self.agents._own_items() if isinstance(item, BaseAgent) and id(item) not in others]
 
     def _function_route(self, task_type: str, function: Callable[..., Any]) -> Route:
-        config = (self.handlers.get_metadata(task_type) or {}).get("config")
+        metadata = self.handlers.get_metadata(task_type) or {}
+        config, retry = metadata.get("config"), metadata.get("retry")
         made_for, route = self._functions.get(task_type, (None, None))
-        if route is not None and made_for == (function, config):
+        if route is not None and made_for == (function, config, retry):
             return route
         if not callable(function):
             raise TaskRoutingError(
@@ -230,8 +238,8 @@ class Directory:
             )
         default = AgentConfig(task_type, "function", max_concurrency=None)
         agent = FunctionAgent(function, config if isinstance(config, AgentConfig) else default)
-        route = Route(lambda: agent, owned=False)
-        self._functions[task_type] = ((function, config), route)
+        route = Route(lambda: agent, owned=False, retry=retry if isinstance(retry, RetryPolicy) else None)
+        self._functions[task_type] = ((function, config, retry), route)
         return route
 
     def _agent_route(self, name: str, task_type: str, item: object) -> Route:

@@ -15,7 +15,7 @@ from agentcore import _interop, _signals
 from agentcore._rules.task_states import TaskPriority
 from agentcore._runtime import AgentRuntime
 from agentcore._runtime_records import RuntimeConfig
-from agentcore._tasks import TaskFactory
+from agentcore._task_factory import TaskFactory
 from agentcore.errors import ConfigurationError, RuntimeClosedError
 
 Args = TypeVarTuple("Args")

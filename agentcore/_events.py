@@ -30,7 +30,7 @@ class Event:
     """Something that happened.
 
     Attributes:
-        sequence: position in its log, from 1. Gaps at the front are events that the log no longer keeps.
+        sequence: position among those of its part, from 1. Gaps are events that its log does not keep, or no longer.
         event_type: what happened, such as ``task_started``.
         at: when, in UTC.
         data: what else is known of it.
@@ -61,13 +61,27 @@ class Emitter:
         self._count = 0
         self._lock = threading.Lock()  # for the sinks, who come and go in any thread
 
+    @property
+    def has_sinks(self) -> bool:
+        """Whether anybody wants to hear of what happens at once."""
+        return bool(self._sinks)
+
     def emit(self, event_type: str, /, **data: Any) -> None:
         """Tell the sinks of an event, each in turn. A sink that raises is logged and cannot harm the emitter."""
         self._count += 1
         raw = (self._count, event_type, sources.get().wall(), data)
         self._keep(raw)
-        if not self._sinks:
-            return
+        if self._sinks:
+            self._tell(raw)
+
+    def tell(self, event_type: str, /, **data: Any) -> None:
+        """Tell the sinks of an event that no log keeps. It costs nothing if nobody listens."""
+        if self._sinks:
+            self._count += 1
+            self._tell((self._count, event_type, sources.get().wall(), data))
+
+    def _tell(self, raw: _Raw) -> None:
+        _, event_type, _, _ = raw
         event = _record(raw)
         for sink in self._sinks:
             try:

@@ -8,11 +8,11 @@ and logged when it happens if that may be long after (a hosted runtime).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from agentcore._ledger import Ledger
-from agentcore.errors import AgentCrashedError, AgentError, CoreError, text_of, texts_of
+from agentcore.errors import AgentCrashedError, AgentError, CoreError, RuntimeClosedError, text_of, texts_of
 
 _logger: Final = logging.getLogger("agentcore.runtime")
 
@@ -76,6 +76,22 @@ class Failures:
         if self.fatal is None:
             return None
         return _group([self.fatal, *(error for error in self._all() if error is not self.fatal)], 0, None)
+
+    def refusal(self, state: str, subject: str, details: Mapping[str, object]) -> RuntimeClosedError:
+        """Return the error for who comes when the runtime takes nothing; its cause is what the runtime has failed by."""
+        if self.fatal is not None:
+            state = "failed"
+        remedy = {
+            "new": "write `async with AgentRuntime() as runtime:`",
+            "failed": "it has failed, see the cause; make a new one",
+        }
+        error = RuntimeClosedError(
+            f"a runtime works between entering and leaving its block: got {subject} in state {state!r}; "
+            + remedy.get(state, "it is shutting down"),
+            {"state": state, **details},
+        )
+        error.__cause__ = self.cause()
+        return error
 
     def wrapped(self, of_block: BaseException | None = None) -> BaseExceptionGroup[BaseException] | None:
         """Return all that there are in a fresh group, together with what the block of the runtime has raised.

@@ -7,7 +7,7 @@ like all others, and a parent above them that waits. So the parent's slot in fli
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, final, get_args
@@ -17,12 +17,15 @@ import anyio.abc
 import anyio.lowlevel
 
 from agentcore import _interop
+from agentcore._agent_records import AgentCapability
 from agentcore._context import Lender, current_execution, current_job
 from agentcore._handle import TaskHandle, error_of, outcome_of
 from agentcore._job import Job, Plan
+from agentcore._retry import RetryPolicy
 from agentcore._rules.task_states import TaskState
 from agentcore._scheduler import Scheduler
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.errors import ConfigurationError, CoreError, RuntimeClosedError, TaskGroupError, text_of, texts_of
 
 OnError: TypeAlias = Literal["cancel", "collect", "first"]
@@ -88,6 +91,10 @@ class TaskGroup:
         *,
         timeout: float | None = None,
         deadline: float | None = None,
+        queue_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        retry: RetryPolicy | Literal[False] | None = None,
+        requires: Collection[AgentCapability | str] = (),
         **fields: Any,
     ) -> TaskHandle:
         """Start a task and return a handle to it. It is a child of the task that the block is in, and waits for its turn.
@@ -95,9 +102,13 @@ class TaskGroup:
         Args:
             task: a task, or a type to make one of.
             input: of the new task.
-            timeout: seconds that the execution may take.
-            deadline: seconds until the end, the wait for a turn included.
-            **fields: as for `AgentRuntime.run`.
+            timeout: seconds that each execution may take.
+            deadline: seconds until the end, waits and retries included.
+            queue_timeout: as for `AgentRuntime.run`.
+            idle_timeout: likewise.
+            retry: likewise.
+            requires: likewise.
+            **fields: likewise.
 
         Raises:
             TaskRoutingError: there is neither a handler nor an agent for it.
@@ -108,7 +119,7 @@ class TaskGroup:
         """
         if isinstance(task, str):
             fields = {**self._inherited, **fields}  # of the task that the block is in, whoever calls this
-        made, plan = self._plan(task, input, timeout, deadline, fields)
+        made, plan = self._plan(task, input, fields, timeout, deadline, queue_timeout, idle_timeout, retry, requires)
         if self._group is None or not self._is_open:
             raise RuntimeClosedError(
                 f"tasks are started inside the block of their group: got one of type {made.type!r} "

@@ -10,7 +10,8 @@ import anyio
 import anyio.lowlevel
 
 from agentcore._rules.task_states import TaskState
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.errors import CoreError, TaskCanceledError, TaskExecutionError, TaskTimeoutError, text_of
 
 
@@ -69,6 +70,21 @@ class TaskHandle:
     def is_done(self) -> bool:
         """Whether the task has ended and what it started has been unwound."""
         return self._done
+
+    @property
+    def retried(self) -> int:
+        """How often the task has been, or is to be, executed again."""
+        task = self._task
+        return max(0, task.attempt - 1 + self.waiting_for_retry)
+
+    @property
+    def waiting_for_retry(self) -> bool:
+        """Whether the task waits for its next execution."""
+        return self._task.not_before is not None
+
+    def progress(self) -> Any:
+        """Return what the task has told last of how far it has come, by `AgentContext.progress`; None before."""
+        return self._task._progress
 
     async def wait(self) -> TaskResult:
         """Wait until the task has ended, however it did. Always a checkpoint. Leaving by cancellation harms nothing.

@@ -10,8 +10,10 @@ from typing import Final
 
 from agentcore._handle import TaskHandle, error_of
 from agentcore._job import Job
+from agentcore._keys import Keys
 from agentcore._rules.task_states import TaskState
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.errors import CoreError, TaskNotFoundError
 
 MAX_LOST: Final = 100
@@ -28,6 +30,7 @@ class Ledger:
         jobs: the jobs that run or wait, by the id of their task, in the order of their arrival.
         accepted: how many there have been.
         ended: how many tasks have ended in each state.
+        keys: which of the tasks has which key.
         on_abandoned: called with the id and the error of a failed task when its handle is gone and nobody has asked it.
     """
 
@@ -35,6 +38,7 @@ class Ledger:
         self.jobs: dict[str, Job] = {}
         self.accepted: int = 0
         self.ended: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
+        self.keys: Final[Keys] = Keys()
         self._retention = retention
         self._recent: OrderedDict[str, BaseTask] = OrderedDict()
         self.on_abandoned: Callable[[str, CoreError], object] | None = None
@@ -56,8 +60,12 @@ class Ledger:
         del self.jobs[task.id]
         self.ended[task.state] += 1
         self._recent[task.id] = task
+        if self.keys:
+            self.keys.leave(task)
         if len(self._recent) > self._retention:
-            self._recent.popitem(last=False)
+            forgotten, _ = self._recent.popitem(last=False)
+            if self.keys:
+                self.keys.forget(forgotten)
         if job.handle is not None and job.has_failed and job.watcher is None:
             self.lose(job.handle, job.cause)
 

@@ -1,4 +1,7 @@
-"""Calling again what has failed: when, and why not (`_rules/retry` decides), within a budget that many may share."""
+"""Calling again what has failed: when, and why not (`_rules/retry` decides), within a budget that many may share.
+
+`Retry` is a layer around a call. `RetryPolicy` says the same of tasks, which a runtime executes again by it.
+"""
 
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
@@ -7,7 +10,7 @@ import functools
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, final
 
 import anyio
@@ -18,11 +21,12 @@ from agentcore._layer import Layer, dispose, invoke, is_async, is_cancelled, not
 from agentcore._rules.backoff import Backoff, check_number, show
 from agentcore._rules.rate import TokenBucket
 from agentcore._rules.retry import Course, Facts, GaveUp, Selection, to_exceptions
-from agentcore.errors import ConfigurationError
+from agentcore.errors import AgentExecutionError, ConfigurationError
 
 _logger: Final = logging.getLogger("agentcore.retry")
 
 _DEFAULT_BACKOFF: Final = Backoff()
+_A_POLICY: Final = "a RetryPolicy"
 
 
 @final
@@ -66,6 +70,10 @@ class RetryBudget:
 
     def _earn(self) -> None:
         """Pay in for a call."""
+        # Without the lock and the clock, on a path that is hot: what another thread takes out at this moment is a whole
+        # retry, and this would be a part of one.
+        if self._bucket.is_full:
+            return
         with self._lock:
             self._bucket.available(_interop.clock())
             self._bucket.give(self.ratio)
@@ -79,6 +87,79 @@ class RetryBudget:
         """Take back what was paid for a retry that has not been made."""
         with self._lock:
             self._bucket.give(1)
+
+
+def _to_on(value: type[Exception] | Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
+    return to_exceptions(_A_POLICY, "on", value)
+
+
+def _to_never_on(value: type[Exception] | Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
+    return to_exceptions(_A_POLICY, "never_on", value)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """Whether a task that has failed is executed again, and when.
+
+        policy = RetryPolicy(attempts=5, backoff=Backoff(0.5, maximum=30), never_on=PermissionError)
+        handle = await runtime.submit("fetch", {"url": url}, retry=policy)
+
+    What counts is the exception behind the failure: what `process` raised, whatever `handle_error` has made of it. Errors
+    with an attribute ``retryable`` that is False are not retried, nor groups of exceptions unless all in it would be; a
+    number ``retry_after`` is added to the wait. What an open circuit has rejected is no failure: the task waits until the
+    circuit lets calls through, however often, and at random up to the backoff's limit longer. If the circuit cannot say for
+    how long it is open, the task fails. Cancellation is never retried, and nothing is after the total deadline.
+
+    Args:
+        attempts: executions that may fail, the first one included.
+        backoff: how long to wait between them.
+        on: exceptions that are retried, a class or several.
+        never_on: exceptions of these that are not.
+        retry_if: tells of one of the others whether it is. If it raises, that is logged, and means no.
+        failed_results: whether results with `success` False are retried that no exception is behind.
+
+    Raises:
+        ConfigurationError: a value is not usable.
+    """
+
+    attempts: int = 3
+    backoff: Backoff = _DEFAULT_BACKOFF
+    on: tuple[type[Exception], ...] = attrs.field(default=(Exception,), converter=_to_on)
+    never_on: tuple[type[Exception], ...] = attrs.field(default=(), converter=_to_never_on)
+    retry_if: Callable[[Exception], object] | None = None
+    failed_results: bool = True
+    _selection: Selection = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        check_number(_A_POLICY, "attempts", self.attempts, "1 is an execution without a retry", least=1, whole=True)
+        if not isinstance(self.backoff, Backoff):
+            raise _unusable(_A_POLICY, "backoff", self.backoff, "a Backoff", "write backoff=Backoff()")
+        _check_function(_A_POLICY, "retry_if", self.retry_if)
+        if not isinstance(self.failed_results, bool):
+            raise _unusable(_A_POLICY, "failed_results", self.failed_results, "True or False", "choose one of them")
+        condition = None if self.retry_if is None else functools.partial(_ask, _A_POLICY, self.retry_if)
+        object.__setattr__(self, "_selection", Selection(self.on, self.never_on, condition, open_circuit=True))
+
+    def _examine(self, error: BaseException | None) -> Facts:
+        """Look at the exception behind a failure; None for a result that no exception is behind."""
+        if error is None:
+            return Facts(retryable=self.failed_results)
+        # What was to be handled decides, also if handling it failed.
+        return self._selection.examine(
+            error.errors[0] if isinstance(error, AgentExecutionError) and error.errors else error
+        )
+
+
+def check_retry(subject: str, retry: object, *, or_false: bool = False) -> None:
+    """Accept policies, and None for what is the default.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if retry is None or isinstance(retry, RetryPolicy) or (or_false and retry is False):
+        return
+    raise _unusable(subject, "retry", retry, "a RetryPolicy", "write retry=RetryPolicy(attempts=3), or leave it out")
 
 
 @final
@@ -175,7 +256,7 @@ class Retry(Layer):
         self._selection: Final = Selection(
             to_exceptions(subject, "on", on),
             to_exceptions(subject, "never_on", never_on),
-            None if retry_if is None else functools.partial(self._ask, retry_if),
+            None if retry_if is None else functools.partial(_ask, subject, retry_if),
             open_circuit == "wait",
         )
         self._retry_if_result: Final = retry_if_result
@@ -195,7 +276,7 @@ class Retry(Layer):
                 if wait is None:
                     raise
             else:
-                if self._retry_if_result is None or not self._ask(self._retry_if_result, result):
+                if self._retry_if_result is None or not _ask(f"retry {self.name!r}", self._retry_if_result, result):
                     return result
                 wait = self._after_result(course, ends_at, requests)
                 if wait is None:
@@ -224,14 +305,6 @@ class Retry(Layer):
             return None
         self._tell(course, decision, None)
         return decision
-
-    def _ask(self, predicate: Callable[[Any], object], value: object) -> bool:
-        """Ask a function of the user. What has come of the call must not be lost behind an error of it."""
-        try:
-            return bool(predicate(value))
-        except Exception:
-            _logger.exception("predicate %r of retry %r raised; the call is not made again", predicate, self.name)
-            return False
 
     def _decide(self, course: Course, facts: Facts, ends_at: float, requests: int) -> float | GaveUp:
         now = anyio.current_time()
@@ -268,6 +341,15 @@ class Retry(Layer):
         """Take back what has been paid for an attempt that is not made."""
         if course.paid and self.budget is not None:
             self.budget._give_back()
+
+
+def _ask(subject: str, predicate: Callable[[Any], object], value: object) -> bool:
+    """Ask a function of the user. What has come of the call must not be lost behind an error of it."""
+    try:
+        return bool(predicate(value))
+    except Exception:
+        _logger.exception("predicate %r of %s raised; the call is not made again", predicate, subject)
+        return False
 
 
 def _unusable(subject: str, name: str, value: object, rule: str, remedy: str) -> ConfigurationError:

@@ -30,6 +30,7 @@ from agentcore._owned_breakers import OwnedCircuitBreakers
 from agentcore._portal import Portal
 from agentcore._registry import Registry
 from agentcore._resources import Manager, Resources
+from agentcore._retry import RetryPolicy
 from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
 from agentcore._scheduler import Scheduler
@@ -95,6 +96,8 @@ class AgentRuntime(Work):
                 in_flight=config.in_flight,
                 queue=config.queue,
                 ageing=config.ageing,
+                retry_budget=config.retry_budget,
+                dead_letters=config.dead_letters,
             ),
         )
         self.breakers: Final = OwnedCircuitBreakers(self._log)
@@ -213,7 +216,12 @@ class AgentRuntime(Work):
         return self._portal.call(partial(function, *args), timeout)
 
     def handler(
-        self, task_type: str, *, timeout: float | None = None, max_concurrency: int | None = None
+        self,
+        task_type: str,
+        *,
+        timeout: float | None = None,
+        max_concurrency: int | None = None,
+        retry: RetryPolicy | None = None,
     ) -> Callable[[F], F]:
         """Return a decorator that has a function execute the tasks of a type.
 
@@ -224,12 +232,13 @@ class AgentRuntime(Work):
             task_type: what tasks.
             timeout: seconds that one execution may take.
             max_concurrency: executions at a time; None for no limit.
+            retry: whether tasks that have failed are executed again, unless they say so themselves.
 
         Raises:
             ConfigurationError: an argument is not usable.
             RegistryError: what is decorated is no function.
         """
-        return self.agents.handler(task_type, timeout=timeout, max_concurrency=max_concurrency)
+        return self.agents.handler(task_type, timeout=timeout, max_concurrency=max_concurrency, retry=retry)
 
     def registry(self, name: str) -> Registry[Any]:
         """Return a registry of this runtime, in which the process-wide one of the same name is seen too.
@@ -280,8 +289,8 @@ class AgentRuntime(Work):
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         """Call a sink with every event from now on, in the event loop; returns the function that ends this.
 
-        The events are ``task_accepted``, ``task_started``, ``task_completed``, ``task_failed``, ``task_canceled``, each
-        with ``task_id`` and ``type``, and those of `CircuitBreaker.subscribe` for the breakers of the runtime.
+        The events are ``task_accepted``, ``task_started``, ``task_retried``, ``task_completed``, ``task_failed``,
+        ``task_canceled``, each with ``task_id`` and ``type``; ``task_progress``, which `events` does not keep; and those of `CircuitBreaker.subscribe` for the breakers of the runtime.
         """
         return self._log.subscribe(sink)
 

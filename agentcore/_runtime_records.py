@@ -8,8 +8,8 @@ from typing import final
 
 import attrs
 
-from agentcore._scheduler import TaskStatistics
-from agentcore._tasks import TaskResult
+from agentcore._retry import RetryBudget, RetryPolicy, check_retry
+from agentcore._task_result import TaskResult, TaskStatistics
 from agentcore.errors import ConfigurationError
 from agentcore.pools._records import WorkerPoolsStatistics
 
@@ -39,6 +39,30 @@ def _check_ageing(_: object, field: "attrs.Attribute[float]", value: object) -> 
         )
 
 
+def _check_kept(_: object, field: "attrs.Attribute[int]", value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigurationError(
+            f"{field.name} of a runtime must be a whole number, 0 or more: got {value!r}; use 0 to keep none",
+            {"name": field.name, "value": value},
+        )
+
+
+def _default_budget() -> RetryBudget:
+    return RetryBudget(ratio=0.2, per_second=10, capacity=100)
+
+
+def _check_retry(_: object, __: "attrs.Attribute[RetryPolicy | None]", value: object) -> None:
+    check_retry("a runtime", value)
+
+
+def _check_budget(_: object, field: "attrs.Attribute[RetryBudget | None]", value: object) -> None:
+    if value is not None and not isinstance(value, RetryBudget):
+        raise ConfigurationError(
+            f"{field.name} of a runtime must be a RetryBudget: got {value!r}; use None for retries without a limit",
+            {"name": field.name, "value": value},
+        )
+
+
 @final
 @attrs.frozen(kw_only=True)
 class RuntimeConfig:
@@ -51,6 +75,11 @@ class RuntimeConfig:
             wait for ever. Infinite for the most urgent first, however many of them come; 0 for the order of arrival.
         retention: how many tasks are remembered after their end, the newest.
         grace: seconds that tasks may go on for when the block has been left.
+        retry: whether tasks that have failed are executed again, unless they or their handler say so themselves; None for no.
+        retry_budget: pays for the retries of all tasks together, so that a service in trouble is not asked many times as
+            much; None for no limit. By default there may be one for every five tasks with a policy and ten a second
+            besides, and a hundred can be saved up.
+        dead_letters: how many tasks are kept that have failed for good although they had a policy, the newest.
 
     Raises:
         ConfigurationError: a value is not usable.
@@ -61,6 +90,9 @@ class RuntimeConfig:
     ageing: float = attrs.field(default=10.0, validator=_check_ageing)
     retention: int = attrs.field(default=256, validator=_check_count)
     grace: float = attrs.field(default=10.0, validator=_check_grace)
+    retry: RetryPolicy | None = attrs.field(default=None, validator=_check_retry)
+    retry_budget: RetryBudget | None = attrs.field(factory=_default_budget, validator=_check_budget, eq=False)
+    dead_letters: int = attrs.field(default=256, validator=_check_kept)
 
     @classmethod
     def of(cls, config: "RuntimeConfig | None", grace: float | None) -> "RuntimeConfig":

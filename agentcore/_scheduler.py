@@ -12,33 +12,38 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Final, final
+from functools import partial
+from typing import Any, Final
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
-import attrs
 
 from agentcore._admission import Admission
-from agentcore._agent_records import AgentContext, AgentResult, Call
-from agentcore._agent_refs import Post
+from agentcore._agent_records import AgentResult, Call
 from agentcore._agents import BaseAgent, waits
 from agentcore._calls import Calls
 from agentcore._context import Lender, current_execution, current_job, current_runtime, current_terminations
+from agentcore._dead_letters import DeadLetter, DeadLetters
 from agentcore._events import EventLog
 from agentcore._failures import Failures
 from agentcore._handle import TaskHandle, outcome_of
 from agentcore._interop import split_cancellation
-from agentcore._job import Job, Plan, Watcher
+from agentcore._job import Job, Plan, Trials, Turn, Watcher
+from agentcore._keys import KnownKeyError
 from agentcore._ledger import Ledger
+from agentcore._progress import Signs
+from agentcore._retries import Retries
+from agentcore._retry import RetryBudget
 from agentcore._rules.task_states import INITIAL, TaskPriority, TaskState
+from agentcore._task_factory import remade
 from agentcore._task_records import to_priority
-from agentcore._tasks import BaseTask, TaskFactory, TaskResult
+from agentcore._task_result import TaskResult, TaskStatistics
+from agentcore._tasks import BaseTask
 from agentcore.abc import TaskRunner
 from agentcore.errors import (
-    ConfigurationError,
     RuntimeClosedError,
     TaskError,
     TaskStateError,
@@ -47,28 +52,6 @@ from agentcore.errors import (
 _NOTHING: Final = nullcontext()
 # Made once: an enumeration's members are formatted slowly.
 _ENDS: Final = {state: f"task_{state}" for state in TaskState}
-
-
-@final
-@attrs.frozen(kw_only=True)
-class TaskStatistics:
-    """What a runtime has done with its tasks.
-
-    Attributes:
-        accepted: tasks taken on.
-        completed: tasks that ended COMPLETED.
-        failed: tasks that ended FAILED.
-        canceled: tasks that ended CANCELED.
-        in_flight: slots in use now.
-        queued: tasks that wait for a slot now.
-    """
-
-    accepted: int
-    completed: int
-    failed: int
-    canceled: int
-    in_flight: int
-    queued: int
 
 
 class Scheduler:
@@ -82,6 +65,12 @@ class Scheduler:
         ageing: seconds of waiting that are worth one band of priority.
         ledger: what is known of the tasks.
         failures: where what reaches nobody goes.
+        retry_budget: pays for all retries; None if nothing limits them together.
+        dead_letters: how many tasks are kept that have failed for good although they had a policy.
+
+    Attributes:
+        dead_letters: these tasks.
+        signs: where the progress of tasks is told.
     """
 
     def __init__(
@@ -94,12 +83,19 @@ class Scheduler:
         in_flight: int,
         queue: int,
         ageing: float,
+        retry_budget: RetryBudget | None = None,
+        dead_letters: int = 256,
     ) -> None:
         self._runner = runner
         self._log = log
         self._admission = Admission(in_flight, queue, ageing)
+        self._retries = Retries(self._admission, log, retry_budget)
+        self.signs: Final[Signs] = Signs(log)
         self._ledger = ledger
         self._failures = failures
+        self.dead_letters: Final[DeadLetters] = DeadLetters(dead_letters)
+        # Plans a task as another one was planned.
+        self.plan_like: Callable[[BaseTask, Plan], Plan] = lambda _, plan: plan
         self._group: anyio.abc.TaskGroup | None = None
         # ``new``, ``open``, ``draining`` or ``closed``; others only look at it.
         self.state: str = "new"
@@ -143,11 +139,14 @@ class Scheduler:
             canceled=ended[TaskState.CANCELED],
             in_flight=self._admission.in_use,
             queued=self._admission.waiting,
+            retried=self._retries.count,
+            waiting_for_retry=self._retries.waiting,
         )
 
     def open(self, group: anyio.abc.TaskGroup) -> None:
         """Begin to accept tasks; submitted ones live in the group."""
         self._group = group
+        self.signs.open()
         self.state = "open"
 
     # Coming in.
@@ -156,9 +155,9 @@ class Scheduler:
         """Execute a task in the caller's own task and return its output; see `AgentRuntime.run`."""
         parent = self._current()
         self._check(task)
-        turn = self._admission.enter(task, parent)
+        turn = self._admission.enter(task, plan, parent)
         chain = current_execution.get()
-        job = self._accept(Job(task, plan, parent, turn, self._admission, is_inner=True, chain=chain))
+        job = self._accept(Job(task, plan, parent, turn, self, is_inner=True, chain=chain))
         job.begun = True
         tokens = current_job.set(job), current_runtime.set(self._runner)
         try:
@@ -169,21 +168,55 @@ class Scheduler:
             current_runtime.reset(tokens[1])
         return outcome_of(task, job.cause)
 
-    async def submit(self, task: BaseTask, plan: Plan) -> TaskHandle:
-        """Take a task over and return a handle to it; see `AgentRuntime.submit`."""
+    async def submit(self, task: BaseTask, plan: Plan, key: str | None = None) -> TaskHandle:
+        """Take a task over and return a handle to it, or that of the task that a key stands for; see `AgentRuntime.submit`."""
         # First of all, so that a caller who is cancelled here has submitted nothing.
         await anyio.lowlevel.checkpoint()
+        if key is not None and (known := self.find(key, task.type)) is not None:
+            return known
         parent = self._current()
         self._check(task)
         turn = None
         if not self._admission.try_enter():
-            turn = await self._admission.queue_up(task, plan, parent, lambda: self._check(task))
+            try:
+                turn = await self._queue_up(task, plan, parent, key)
+            except KnownKeyError as known_by_now:
+                return known_by_now.handle
         # No await from here on: what is accepted has a task that sees to it.
-        job = self._accept(Job(task, plan, parent, turn, self._admission))
+        job = self._accept(Job(task, plan, parent, turn, self))
         job.handle = TaskHandle(task, self)
+        if key is not None and self._ledger.keys.enter(key, job.handle):
+            self._admission.wake_submitters()
         assert self._group is not None  # `open` has set it  # noqa: S101
         self._begin(job, self._group)
         return job.handle
+
+    def find(self, key: str, task_type: str) -> TaskHandle | None:
+        """Return the handle of the task that a key stands for; None if it stands for none.
+
+        Raises:
+            TaskError: it is of another type.
+            RuntimeClosedError: the runtime takes nothing.
+        """
+        self.check_open(f"a task of type {task_type!r}", type=task_type)
+        return self._ledger.keys.find(key, task_type)
+
+    async def _queue_up(self, task: BaseTask, plan: Plan, parent: Job | None, key: str | None) -> Turn | None:
+        """Wait for a place in the queue.
+
+        Raises:
+            KnownKeyError: the key has come to stand for a task meanwhile.
+        """
+        if key is None:
+            return await self._admission.queue_up(task, plan, parent, lambda: self._check(task))
+        keys = self._ledger.keys
+
+        def check() -> None:
+            keys.check(key, task.type)
+            self._check(task)
+
+        with keys.awaited(key):
+            return await self._admission.queue_up(task, plan, parent, check)
 
     def start(
         self,
@@ -205,8 +238,8 @@ class Scheduler:
         enclosing, chain = place
         parent = self._current(enclosing)
         self._check(task)
-        turn = self._admission.line_up(task)
-        job = Job(task, plan, parent, turn, self._admission, is_inner=True, chain=chain, watcher=watcher)
+        turn = self._admission.line_up(task, plan)
+        job = Job(task, plan, parent, turn, self, is_inner=True, chain=chain, watcher=watcher)
         job.enclosing = enclosing
         handle = self._accept(job).handle = TaskHandle(task, self)
         self._begin(job, group)
@@ -253,6 +286,10 @@ class Scheduler:
         if chain is None and current_job.get() is None:
             return _NOTHING  # in no task and no ask, there is nothing to lend, and no circle to close
         return self._waiting_inside(handle, chain)
+
+    def lending(self, job: Job | None) -> AbstractContextManager[object]:
+        """Return a block for the time that a job waits: its slot is free for others."""
+        return self._admission.lending(job)
 
     @contextmanager
     def _waiting_inside(self, handle: TaskHandle, chain: object) -> Generator[None]:
@@ -355,29 +392,65 @@ class Scheduler:
                 self._failures.crash(rest)
 
     async def _execute(self, job: Job) -> None:
-        """Wait for a turn, run the agent, settle. Exceptions become the task's outcome, anything else goes on."""
-        try:
-            if job.turn is not None:
-                await self._admission.wait_for_turn(job, job.turn)
-            result = await self._perform(job)
-        except Exception as error:  # noqa: BLE001 - it is the task's outcome
-            # On asyncio what is raised while a cancelled task is unwound comes alone, without the cancellation.
-            cancelled = anyio.current_effective_deadline() == -math.inf
-            self._settle(job, None, error, cancelled=cancelled)
-        except BaseException as error:
-            cancelled, rest = split_cancellation(error)
-            if (
-                cancelled
-                and not job.task.cancel_requested  # `_cancel` has done that
-                and not isinstance(error, GeneratorExit)
-                and anyio.current_effective_deadline() > -math.inf
-            ):
-                # No scope is cancelled: it is a native Task.cancel(), or was raised by the code itself.
-                job.task.request_cancel("its asyncio task was cancelled from outside of the runtime")
-            self._settle(job, None, rest, cancelled=cancelled)
-            raise
-        else:
-            self._settle(job, result, result.cause if result is not None else None)
+        """Wait for a turn, run the agent, settle; again as long as there are retries.
+
+        Exceptions become the task's outcome, anything else goes on.
+        """
+        requests = self._retries.begin(job) if job.plan.retry is not None else 0
+        again: Trials | None = None
+        while True:
+            try:
+                if again is not None:
+                    await self._retries.wait(job, again)
+                elif job.turn is not None:
+                    await self._admission.wait_for_turn(job, job.turn)
+                result = await self._perform(job)
+            except Exception as error:  # noqa: BLE001 - it is the task's outcome
+                # On asyncio what is raised while a cancelled task is unwound comes alone, without the cancellation.
+                cancelled = anyio.current_effective_deadline() == -math.inf
+                again = self._end(job, None, error, requests, cancelled=cancelled)
+            except BaseException as error:
+                cancelled, rest = split_cancellation(error)
+                if (
+                    cancelled
+                    and not job.task.cancel_requested  # `_cancel` has done that
+                    and not isinstance(error, GeneratorExit)
+                    and anyio.current_effective_deadline() > -math.inf
+                ):
+                    # No scope is cancelled: it is a native Task.cancel(), or was raised by the code itself.
+                    job.task.request_cancel("its asyncio task was cancelled from outside of the runtime")
+                self._settle(job, None, rest, cancelled=cancelled)
+                raise
+            else:
+                again = self._end(job, result, result.cause if result is not None else None, requests)
+                del result  # it may keep much alive until the next one
+            if again is None:
+                return
+
+    def _end(
+        self,
+        job: Job,
+        result: AgentResult | None,
+        error: BaseException | None,
+        requests: int,
+        *,
+        cancelled: bool = False,
+    ) -> Trials | None:
+        """Do all that follows from the end of an execution, at once; return what there is to know for another one."""
+        policy = job.plan.retry
+        if policy is not None and not cancelled and (result is None or not result.success):
+            is_closed, again = self.state == "closed", None
+            try:
+                again = self._retries.go_on(job, policy, result, error, requests=requests, is_closed=is_closed)
+            except Exception as broken:  # noqa: BLE001 - a subclass of a task raised; it has to end all the same
+                self._failures.add(broken, f"task {job.task.id} could not be retried properly")
+            except BaseException:  # of a user's condition
+                self._settle(job, result, error)
+                raise
+            if again is not None:
+                return again
+        self._settle(job, result, error, cancelled=cancelled)
+        return None
 
     async def _perform(self, job: Job) -> AgentResult | None:
         task = job.task
@@ -391,26 +464,17 @@ class Scheduler:
                 return None
             raise
         self._log.emit("task_started", task_id=task.id, type=task.type)
-        route = job.plan.route
-        context = AgentContext(task)
-        context._runner, context._limit = self._runner, job.plan.limit()
-        if route.post is not None:
-            return await self._perform_at(route.post, job, context)
-        agent = job.agent = route.take()
+        route, context = job.plan.route, job.context(self._runner)
+        post = route.post
+        agent = None
         try:
+            agent = job.agent = route.take() if post is None else await post.enter(context)
             return await agent.execute(context)
         finally:
-            if route.owned:
+            if post is not None:
+                post.leave(context)
+            elif route.owned and agent is not None:
                 await self.dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
-
-    async def _perform_at(self, post: Post, job: Job, context: AgentContext) -> AgentResult:
-        """Have an agent that is supervised execute a job: its supervisor can end that."""
-        context._call = Call()
-        try:
-            agent = job.agent = await post.enter(context)
-            return await agent.execute(context)
-        finally:
-            post.leave(context)
 
     async def dismiss(self, agent: BaseAgent) -> None:
         """Terminate the agent of one task. The task's outcome stands whatever happens here, so a failure is the runtime's."""
@@ -432,6 +496,10 @@ class Scheduler:
             self._failures.add(broken, f"task {task.id} could not be ended properly")
         self._admission.leave(job)
         self._ledger.leave(job)
+        if job.plan.retry is not None:
+            self._retries.end(job)
+            if task.state is TaskState.FAILED:
+                self.dead_letters.add(DeadLetter.of_task(task), partial(self._submit_again, task, job.plan))
         if job.handle is not None:
             job.handle._finish(job.cause)
         if job.watcher is not None:
@@ -442,6 +510,11 @@ class Scheduler:
         self._note_end()
         # Last: a sink may raise what stops the program.
         self._log.emit(_ENDS[task.state], task_id=task.id, type=task.type, duration_ms=task.duration_ms)
+
+    async def _submit_again(self, task: BaseTask, plan: Plan) -> TaskHandle:
+        """Submit a task like one that has failed."""
+        again = remade(task)
+        return await self.submit(again, self.plan_like(again, plan))
 
     def _cancel(self, job: Job, reason: str | None) -> None:
         # The task may have been ended by hand; what runs for it is cancelled all the same.
@@ -507,19 +580,7 @@ class Scheduler:
 
     def refusal(self, subject: str, **details: Any) -> RuntimeClosedError:
         """Return the error for who comes when the runtime takes nothing."""
-        failed = self._failures.fatal is not None
-        remedy = {
-            "new": "write `async with AgentRuntime() as runtime:`",
-            "failed": "it has failed, see the cause; make a new one",
-        }
-        state = "failed" if failed else self.state
-        error = RuntimeClosedError(
-            f"a runtime works between entering and leaving its block: got {subject} in state {state!r}; "
-            + remedy.get(state, "it is shutting down"),
-            {"state": state, **details},
-        )
-        error.__cause__ = self._failures.cause()
-        return error
+        return self._failures.refusal(self.state, subject, details)
 
     def _check(self, task: BaseTask) -> None:
         if self.state != "open":
@@ -537,31 +598,3 @@ class Scheduler:
                 f"a task can be submitted once: got task {task.id}, which the runtime has already; keep its handle",
                 {"task_id": task.id},
             )
-
-
-def to_task(
-    task: BaseTask | str,
-    input: Mapping[str, Any] | None,
-    fields: Mapping[str, Any],
-    factory: type[TaskFactory],
-    scheduler: Scheduler,
-) -> BaseTask:
-    """Return the task that is given, or make one of a type; it is a child of the task that this is called in.
-
-    Raises:
-        ConfigurationError: it is neither; or something is given to make a task of that is there already.
-    """
-    if isinstance(task, str):
-        return factory.create_task(task, input, **{**scheduler.inherited(), **fields})
-    if not isinstance(task, BaseTask):
-        raise ConfigurationError(
-            f"a runtime takes a task or the name of a type: got {task!r}; write BaseTask.create(type, input)",
-            {"name": "task", "value": task},
-        )
-    if input is not None or fields:
-        raise ConfigurationError(
-            f"input and fields belong to the making of a task: got them for task {task.id}, which is there; "
-            "pass them to BaseTask.create",
-            {"name": "input", "value": input, "fields": dict(fields)},
-        )
-    return task

@@ -192,7 +192,7 @@ class Spawned:
         """
         agent = self._passing = self._make()
         try:
-            await agent._initialize(None, None)
+            await agent._initialize(AgentContext(), None)
         except BaseException:
             await self._terminate(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
             raise

@@ -14,10 +14,12 @@ from agentcore._agents import BaseAgent
 from agentcore._handle import TaskHandle
 from agentcore._registry import Registry
 from agentcore._resources import Manager
+from agentcore._retry import RetryPolicy
 from agentcore._rules.task_states import TaskState
 from agentcore._runtime import AgentRuntime
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 from agentcore.errors import ConfigurationError
 
 Args = TypeVarTuple("Args")
@@ -55,6 +57,10 @@ class SyncTaskHandle:
     def is_done(self) -> bool:
         """Whether the task has ended and what it started has been unwound."""
         return self._handle.is_done
+
+    def progress(self) -> Any:
+        """Return what the task has told last of how far it has come; None before."""
+        return self._handle.progress()
 
     def wait(self, timeout: float | None = None) -> TaskResult:
         """Wait until the task has ended, however it did.
@@ -119,10 +125,15 @@ class SyncRuntime:
         return f"<Sync{repr(self.runtime)[1:]}"
 
     def handler(
-        self, task_type: str, *, timeout: float | None = None, max_concurrency: int | None = None
+        self,
+        task_type: str,
+        *,
+        timeout: float | None = None,
+        max_concurrency: int | None = None,
+        retry: RetryPolicy | None = None,
     ) -> Callable[[F], F]:
         """Return a decorator that has a function execute the tasks of a type; as `AgentRuntime.handler`."""
-        return self.runtime.handler(task_type, timeout=timeout, max_concurrency=max_concurrency)
+        return self.runtime.handler(task_type, timeout=timeout, max_concurrency=max_concurrency, retry=retry)
 
     def registry(self, name: str) -> Registry[Any]:
         """Return a registry of the runtime; as `AgentRuntime.registry`."""

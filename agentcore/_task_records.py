@@ -64,6 +64,7 @@ class TaskHistory:
     cancel_requested: bool
     events: list[StoredEvent]
     checkpoints: list[StoredCheckpoint]
+    not_before: Timestamp | None = None  # older versions did not write it
 
 
 def unusable(name: str, value: object, rule: str, remedy: str) -> ConfigurationError:

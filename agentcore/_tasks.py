@@ -1,18 +1,17 @@
 """Tasks: a unit of work with its input, its state and what happened to it.
 
 A task does nothing by itself. Its state moves only along the table of `_rules.task_states`; whoever executes it calls
-`start`, then one of `complete`, `fail` and `cancel`. Transitions may race in several threads: of several that would end
+`start`, then one of `complete`, `fail`, `cancel` and `retry`. Transitions may race in several threads: of several that would end
 a task exactly one wins, the others get a `TaskStateError` and change nothing.
 """
 
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others,
 # and their `__module__` reads agentcore, where the names in strings could not be found.
 
-import copy
 import threading
 from collections.abc import Awaitable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Final, NoReturn, Self, TypeVar, final
+from typing import Any, ClassVar, Final, NoReturn, Self, TypeVar
 
 import anyio
 import attrs
@@ -96,7 +95,12 @@ class BaseTask:
     _finished_at: float | None = attrs.field(init=False)
     _cancel_reason: str | None = attrs.field(init=False)
     _cancel_requested: bool = attrs.field(init=False)
-    # Monotonic: seconds at the start while it runs; seconds it took once it has ended. None before the start.
+    # Seconds since the epoch; of a wait that is over too, unless the state says that it waits.
+    _not_before: float | None = attrs.field(init=False)
+    # What the execution has told last; not stored.
+    _progress: Any = attrs.field(init=False)
+    # Monotonic: seconds at the start while it runs; seconds it took once it has ended. None before the start, and while it
+    # waits for a retry.
     _clock: float | None = attrs.field(init=False)
     # Flat, three items an event (type, time, data), in a tuple: half the memory of a list of tuples.
     _events: tuple[Any, ...] = attrs.field(init=False)
@@ -126,6 +130,7 @@ class BaseTask:
         self._cancel_requested = False
         self._created_at = sources.get().wall()
         self._started_at = self._finished_at = self._clock = self._checkpoints = None
+        self._not_before = self._progress = None
         self._events = ()
 
     def __repr__(self) -> str:
@@ -195,8 +200,14 @@ class BaseTask:
 
     @property
     def failures(self) -> int:
-        """How many executions have failed."""
+        """How many executions have failed, those aside that an open circuit has let nothing through to."""
         return self._failures
+
+    @property
+    def not_before(self) -> datetime | None:
+        """When the next execution may begin, in UTC, while the task waits for a retry; None at all other times."""
+        waits = self._not_before is not None and self._state is rules.INITIAL
+        return to_datetime(self._not_before) if waits else None  # type: ignore[arg-type]
 
     @property
     def created_at(self) -> datetime:
@@ -230,7 +241,7 @@ class BaseTask:
 
     @property
     def duration_ms(self) -> int | None:
-        """Milliseconds that the execution has taken so far, or took in all; None before the start."""
+        """Milliseconds that the execution has taken so far, or took in all; None before it has begun."""
         with _transition:  # the end of the task changes what the clock means
             seconds, running = self._clock, self._finished_at is None
         if seconds is not None and running:
@@ -321,6 +332,36 @@ class BaseTask:
             self._error = error
             self._failures += 1
             self._end(state, "task_failed", {"error": error})
+        return self
+
+    def retry(self, error: Mapping[str, Any], not_before: datetime, *, counts: bool = True) -> Self:
+        """End the execution with an error, to have another one: RUNNING → PENDING.
+
+        Args:
+            error: what went wrong, as for `fail`.
+            not_before: when the next execution may begin, with its time zone.
+            counts: whether it is one of the `failures`; that an open circuit has let nothing through is none.
+
+        Returns:
+            The task itself.
+
+        Raises:
+            ConfigurationError: an argument is not usable.
+            TaskStateError: the task is not RUNNING.
+        """
+        error = to_dict_of("error", error)
+        if not isinstance(not_before, datetime) or not_before.tzinfo is None:
+            raise unusable("not_before", not_before, "a datetime with its time zone", "write datetime(..., tzinfo=UTC)")
+        at = _interop.wall_time()
+        with _transition:
+            if (state := rules.RETRY.get(self._state)) is None:
+                self._refuse("retry")
+            self._state = state
+            self._failures += counts
+            self._not_before = not_before.timestamp()
+            self._clock = None
+            self._events += ("task_retried", at, {"error": error, "not_before": not_before.isoformat()})
+            self._trim(2)  # for the next start, and the end
         return self
 
     def cancel(self, reason: str | None = None) -> Self:
@@ -416,12 +457,7 @@ class BaseTask:
             checkpoints = [*(self._checkpoints or ()), (at, saved)]
             self._checkpoints = checkpoints[max(0, len(checkpoints) - self.max_checkpoints) :]
             self._events += ("task_checkpoint", at, saved)
-            # Capped here and not at each transition: nothing else can happen to a task any number of times. One place is
-            # left for its end.
-            excess = len(self._events) // 3 - (self.max_events - 1)
-            if excess > 0:
-                self._events = self._events[3 * excess :]
-                self._dropped_events += excess
+            self._trim(1)  # for the end
         return self
 
     def get_latest_checkpoint(self) -> dict[str, Any] | None:
@@ -452,6 +488,7 @@ class BaseTask:
                     duration_ms=self.duration_ms,
                     cancel_reason=self._cancel_reason,
                     cancel_requested=self._cancel_requested,
+                    not_before=_codec.timestamp(self._not_before if self._state is rules.INITIAL else None),
                     events=[
                         StoredEvent(
                             event.sequence, event.event_type, _codec.Timestamp(event.at.timestamp()), event.data
@@ -493,6 +530,7 @@ class BaseTask:
         self._created_at = history.created_at
         self._started_at, self._finished_at = history.started_at, history.finished_at
         self._cancel_reason, self._cancel_requested = history.cancel_reason, history.cancel_requested
+        self._not_before = history.not_before
         self._events = tuple(item for event in history.events for item in (event.event_type, event.at, event.data))
         self._dropped_events = history.events[0].sequence - 1 if history.events else 0
         self._checkpoints = [(point.at, dict(point.data)) for point in history.checkpoints] or None
@@ -500,6 +538,16 @@ class BaseTask:
             seconds = history.duration_ms / 1000
             # The other process's monotonic clock means nothing here: what had elapsed is counted on.
             self._clock = seconds if self._finished_at is not None else _interop.monotonic() - seconds
+
+    def _trim(self, places: int) -> None:
+        """Let go of the oldest events, and leave so many places for what must follow.
+
+        Not at each transition: nothing but checkpoints and retries can happen to a task any number of times.
+        """
+        excess = len(self._events) // 3 - max(0, self.max_events - places)
+        if excess > 0:
+            self._events = self._events[3 * excess :]
+            self._dropped_events += excess
 
     def _end(self, state: TaskState, event_type: str, data: Mapping[str, Any]) -> None:
         current = sources.get()
@@ -522,78 +570,3 @@ def _undecorated(cls: type) -> TypeError:
     return TypeError(
         f"{cls.__qualname__} is a subclass of BaseTask without attrs' decorator; write @attrs.define(kw_only=True, eq=False) above it"
     )
-
-
-class TaskFactory:
-    """Makes tasks with the configuration of one kind of program.
-
-    Used as it is, it makes plain tasks. Subclass it to change what is made:
-
-        class IngestFactory(TaskFactory):
-            task_class = IngestTask
-            defaults = {"timeout_ms": 30_000}
-    """
-
-    task_class: ClassVar[type[BaseTask]] = BaseTask
-    """The class of the tasks."""
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    """Fields of every task, unless the call says otherwise."""
-
-    @classmethod
-    def create_task(cls, type: str, input: Mapping[str, Any] | None = None, **fields: Any) -> BaseTask:
-        """Make a task.
-
-        Args:
-            type: what kind of work.
-            input: what the work needs.
-            **fields: the other arguments of the task's class by name.
-
-        Raises:
-            ConfigurationError: a value is not usable.
-            TypeError: there is no such argument.
-        """
-        # Copied: tasks must not share what their factory has for all of them.
-        if cls.defaults:
-            fields = {**copy.deepcopy(dict(cls.defaults)), **fields}
-        return cls.task_class.create(type, input, **fields)
-
-
-@final
-@attrs.frozen(kw_only=True)
-class TaskResult:
-    """What is known of a task at one moment.
-
-    Attributes:
-        task_id: the task's identifier.
-        type: its kind of work.
-        state: where it is in its life.
-        success: whether it is COMPLETED.
-        output: what the work gave.
-        error: what went wrong.
-        duration_ms: milliseconds that the execution has taken; None if it has not begun.
-        attempt: how many executions have begun.
-    """
-
-    task_id: str
-    type: str
-    state: TaskState
-    success: bool
-    output: dict[str, Any] | None
-    error: dict[str, Any] | None
-    duration_ms: int | None
-    attempt: int
-
-    @classmethod
-    def from_task(cls, task: BaseTask) -> Self:
-        """Take the result of a task, in whatever state it is."""
-        with _transition:
-            return cls(
-                task_id=task._id,
-                type=task._type,
-                state=task._state,
-                success=task._state is TaskState.COMPLETED,
-                output=task._output,
-                error=task._error,
-                duration_ms=task.duration_ms,
-                attempt=task._attempt,
-            )

@@ -3,13 +3,23 @@
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import anyio
+import anyio.lowlevel
 
-from agentcore._agent_records import AgentConfig, AgentContext, AgentResult, Call, Emit, Limit, check_seconds
+from agentcore._agent_records import (
+    AgentCapability,
+    AgentConfig,
+    AgentContext,
+    AgentResult,
+    Call,
+    Emit,
+    Limit,
+    check_seconds,
+)
 from agentcore._agent_refs import AgentRef, Post
 from agentcore._agents import BaseAgent
 from agentcore._asks import Asks, own_context
@@ -18,14 +28,17 @@ from agentcore._failures import Failures
 from agentcore._groups import Completions, OnError, TaskGroup, checked, checked_limit, map_tasks
 from agentcore._handle import TaskHandle
 from agentcore._job import Plan
+from agentcore._keys import check_key
 from agentcore._lifetime import Lifetime
+from agentcore._retry import RetryPolicy, check_retry
 from agentcore._rules.restart import RestartType
 from agentcore._runtime_records import RuntimeConfig
-from agentcore._scheduler import Scheduler, to_task
+from agentcore._scheduler import Scheduler
 from agentcore._streams import AgentStream, check_buffer
 from agentcore._supervisor import AgentSupervisor
-from agentcore._tasks import BaseTask, TaskFactory
-from agentcore.errors import TaskRoutingError
+from agentcore._task_factory import TaskFactory
+from agentcore._tasks import BaseTask
+from agentcore.errors import ConfigurationError, TaskRoutingError
 
 
 class Work:
@@ -47,6 +60,7 @@ class Work:
         self.config = config
         self.agents = agents
         self.tasks = tasks
+        tasks.plan_like = self._plan_like
 
     async def run(
         self,
@@ -55,6 +69,10 @@ class Work:
         *,
         timeout: float | None = None,
         deadline: float | None = None,
+        queue_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        retry: RetryPolicy | Literal[False] | None = None,
+        requires: Collection[AgentCapability | str] = (),
         **fields: Any,
     ) -> dict[str, Any]:
         """Execute a task here and return its output. It belongs to the caller: cancelled with him, in his context.
@@ -65,8 +83,12 @@ class Work:
         Args:
             task: a task, or a type to make one of.
             input: of the new task.
-            timeout: seconds that the execution may take.
-            deadline: seconds until the end, the wait for a turn included.
+            timeout: seconds that each execution may take.
+            deadline: seconds until the end, waits and retries included.
+            queue_timeout: seconds that each wait for a turn may take, before the first execution and before each retry.
+            idle_timeout: seconds that an execution may go on without `AgentContext.progress`.
+            retry: whether the task is executed again if it fails; False for no, None for what its handler or the runtime says.
+            requires: what the agent has to be able to do.
             **fields: further fields of the new task: ``priority``, ``id``, ``metadata``, ``trace_id``, ``parent_id``,
                 ``timeout_ms``. Inside another task, ``parent_id`` and ``trace_id`` are taken from that one if omitted.
 
@@ -75,14 +97,14 @@ class Work:
 
         Raises:
             TaskExecutionError: the task failed; ``__cause__`` is the exception behind it, if there was one.
-            TaskTimeoutError: its deadline passed before its turn.
+            TaskTimeoutError: a deadline passed before its turn.
             TaskCanceledError: the runtime cancelled it, when it was shut down.
             TaskRoutingError: there is neither a handler nor an agent for it.
             TaskStateError: the task is not PENDING.
             RuntimeClosedError: the runtime takes no tasks.
             ConfigurationError: an argument is not usable.
         """
-        made, plan = self._plan(task, input, timeout, deadline, fields)
+        made, plan = self._plan(task, input, fields, timeout, deadline, queue_timeout, idle_timeout, retry, requires)
         return await self.tasks.run(made, plan)
 
     async def submit(
@@ -92,6 +114,11 @@ class Work:
         *,
         timeout: float | None = None,
         deadline: float | None = None,
+        queue_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        retry: RetryPolicy | Literal[False] | None = None,
+        requires: Collection[AgentCapability | str] = (),
+        key: str | None = None,
         **fields: Any,
     ) -> TaskHandle:
         """Hand a task over and return a handle to it. It belongs to the runtime: it goes on when the caller does not.
@@ -102,20 +129,29 @@ class Work:
         Args:
             task: a task, or a type to make one of.
             input: of the new task.
-            timeout: seconds that the execution may take.
-            deadline: seconds until the end, waits included.
+            timeout: seconds that each execution may take.
+            deadline: seconds until the end, waits and retries included.
+            queue_timeout: as for `run`; the first wait includes that for room in the queue.
+            idle_timeout: as for `run`.
+            retry: likewise.
+            requires: likewise.
+            key: what stands for this very task. As long as one with this key runs or waits, or is COMPLETED and remembered
+                (`RuntimeConfig.retention`), its handle is returned and nothing is submitted, whatever else is given. When it
+                has FAILED or was CANCELED, the key is free again.
             **fields: as for `run`.
 
         Raises:
-            TaskTimeoutError: the deadline passed before the queue had room.
+            TaskTimeoutError: a deadline passed before the queue had room.
             TaskRoutingError: there is neither a handler nor an agent for it.
             TaskStateError: the task is not PENDING.
-            TaskError: the runtime has the task already.
+            TaskError: the runtime has the task already; or the key stands for one of another type.
             RuntimeClosedError: the runtime takes no tasks.
             ConfigurationError: an argument is not usable.
         """
-        made, plan = self._plan(task, input, timeout, deadline, fields)
-        return await self.tasks.submit(made, plan)
+        if key is not None and (known := await self._known(key, task)) is not None:
+            return known
+        made, plan = self._plan(task, input, fields, timeout, deadline, queue_timeout, idle_timeout, retry, requires)
+        return await self.tasks.submit(made, plan, key)
 
     async def ask(
         self,
@@ -356,19 +392,78 @@ class Work:
         start = partial(self._start_in, group, task_type, timeout, fields)
         return Completions(group, start, checked(inputs), checked_limit(limit, self.config.in_flight))
 
-    def _plan(
+    async def _known(self, key: str, task: BaseTask | str) -> TaskHandle | None:
+        """Return the handle of the task that a key stands for, whatever else is given; None if it stands for none."""
+        check_key(key)
+        self._lifetime.check_place("submit")
+        await anyio.lowlevel.checkpoint()
+        return self.tasks.find(key, task.type if isinstance(task, BaseTask) else task)
+
+    def _plan(  # noqa: PLR0917 - names would cost a hundredth of a whole task
         self,
         task: BaseTask | str,
         input: Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
         timeout: float | None,
         deadline: float | None,
-        fields: Mapping[str, Any],
+        queue_timeout: float | None,
+        idle_timeout: float | None,
+        retry: RetryPolicy | Literal[False] | None,
+        requires: Collection[AgentCapability | str],
     ) -> tuple[BaseTask, Plan]:
         self._lifetime.check_place("run and submit")
         made = to_task(task, input, fields, self.factory, self.tasks)
-        return made, Plan.make(made, self.agents.route(made.type), timeout, deadline)
+        route = self.agents.route(made.type, requires)
+        if retry is None:
+            retry = route.retry or self.config.retry
+        else:
+            check_retry("a task", retry, or_false=True)
+        return made, Plan.make(made, route, timeout, deadline, queue_timeout, idle_timeout, retry or None, requires)
+
+    def _plan_like(self, task: BaseTask, plan: Plan) -> Plan:
+        """Plan a task as another one was planned, by whoever serves it now."""
+        self._lifetime.check_place("requeue")
+        deadline = plan.total.seconds if plan.total is not None else None
+        route = self.agents.route(task.type, plan.requires)
+        return Plan.make(
+            task, route, plan.timeout, deadline, plan.queue_timeout, plan.idle_timeout, plan.retry, plan.requires
+        )
 
     def _start_in(
         self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]
     ) -> TaskHandle:
         return group.start(task_type, input, timeout=timeout, **fields)
+
+
+def to_task(
+    task: BaseTask | str,
+    input: Mapping[str, Any] | None,
+    fields: Mapping[str, Any],
+    factory: type[TaskFactory],
+    scheduler: Scheduler,
+) -> BaseTask:
+    """Return the task that is given, or make one of a type; it is a child of the task that this is called in.
+
+    Raises:
+        ConfigurationError: it is neither; or something is given to make a task of that is there already; or a key.
+    """
+    if fields and "key" in fields:
+        raise ConfigurationError(
+            f"a key is for what is submitted: got {fields['key']!r} for a task that is run, or started in a group, "
+            "whose caller has it already; use AgentRuntime.submit",
+            {"name": "key", "value": fields["key"]},
+        )
+    if isinstance(task, str):
+        return factory.create_task(task, input, **{**scheduler.inherited(), **fields})
+    if not isinstance(task, BaseTask):
+        raise ConfigurationError(
+            f"a runtime takes a task or the name of a type: got {task!r}; write BaseTask.create(type, input)",
+            {"name": "task", "value": task},
+        )
+    if input is not None or fields:
+        raise ConfigurationError(
+            f"input and fields belong to the making of a task: got them for task {task.id}, which is there; "
+            "pass them to BaseTask.create",
+            {"name": "input", "value": input, "fields": dict(fields)},
+        )
+    return task

@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 from agentcore._breaker import CircuitBreaker
 from agentcore._handle import TaskHandle
 from agentcore._rules.circuit_config import CircuitBreakerConfig
-from agentcore._tasks import BaseTask, TaskResult
+from agentcore._task_result import TaskResult
+from agentcore._tasks import BaseTask
 
 __all__ = ["Completed", "Group", "ResourceKeeper", "Stream", "TaskRunner", "WorkerPool"]
 

@@ -31,6 +31,7 @@ class GaveUp(enum.StrEnum):
     DEADLINE = "the caller's deadline comes before the next attempt could begin"
     MAX_ELAPSED = "max_elapsed is over before the next attempt could begin"
     BUDGET = "the retry budget is used up"
+    CLOSED = "the runtime is shutting down"
 
 
 class Facts(NamedTuple):

@@ -1,13 +1,14 @@
 """The life of a task: its states, its transitions, and the one table that both follow.
 
-                     ┌──────────── fail ────────────┐
-                     │                              ▼
+       ┌─────retry───────┐
+       ▼                 │
     PENDING ──start──▶ RUNNING ──complete──▶ COMPLETED
-       │                 │  └──────fail─────▶ FAILED
+       │                 │
+       ├──── fail ───────┼─────fail─────────▶ FAILED
        └──── cancel ─────┴─────cancel───────▶ CANCELED
 
 A state without a way out is terminal, and terminal is final. ``PENDING`` can fail without having run: a task whose
-deadline passes in the queue never starts.
+deadline passes in the queue never starts. Between two executions it is ``PENDING`` as well.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ CANCEL: Final[Mapping[TaskState, TaskState]] = {
     TaskState.PENDING: TaskState.CANCELED,
     TaskState.RUNNING: TaskState.CANCELED,
 }
+RETRY: Final[Mapping[TaskState, TaskState]] = {TaskState.RUNNING: TaskState.PENDING}
 
 TRANSITIONS: Final[Mapping[str, Mapping[TaskState, TaskState]]] = {
     "start": START,
     "complete": COMPLETE,
     "fail": FAIL,
     "cancel": CANCEL,
+    "retry": RETRY,
 }
 
 TERMINAL: Final[frozenset[TaskState]] = frozenset(TaskState) - {

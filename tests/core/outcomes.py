@@ -120,12 +120,14 @@ class Later:
     name: str
 
 
-RETRY: Final = Later("RetryPolicy")
 NOT_CONCERNED: Final = "-"
 CRASH: Final = "crash"
 """The agent is started again, as its restart type says."""
 AT_START: Final = "at start"
 """Told to who spawns the agent; when it is started again, a crash."""
+# What a policy that covers every error makes of a task that ends so.
+RETRIED: Final = "retried"
+NEVER: Final = "never"
 
 
 @attrs.frozen
@@ -177,7 +179,7 @@ class Row:
     # The breaker around the call that `process` makes; a dash if there is no such call.
     breaker: Told | str
     # The layers that come later.
-    retried: Later | str = RETRY
+    retried: str = RETRIED
     # Of an agent that is asked, or executes a task; a message that is not handled with success is a crash in any case.
     supervisor: str = NOT_CONCERNED
 
@@ -252,6 +254,7 @@ TABLE = [
         name="deadline of everything",
         process=hang,
         options={"deadline": 5.0},
+        retried=NEVER,
         gives={"error_type": "AgentTimeoutError", "message": "handled"},
         handled=AgentTimeoutError,
         seen=[INITIALIZING, PROCESSING, ERROR],
@@ -304,6 +307,7 @@ TABLE = [
         task=TaskState.FAILED,
         waiter=SystemExit,
         breaker=failure("SystemExit"),
+        retried=NEVER,
         supervisor=CRASH,
     ),
 ]

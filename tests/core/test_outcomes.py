@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -15,16 +16,21 @@ from agentcore import (
     AgentExecutionError,
     AgentRuntime,
     AgentState,
+    Backoff,
     BaseTask,
+    RetryPolicy,
     RuntimeClosedError,
+    RuntimeConfig,
     TaskCanceledError,
     TaskExecutionError,
     TaskGroupError,
     TaskState,
 )
+from agentcore._rules.retry import GaveUp
 from agentcore.testing import simulate
 from tests.core.outcomes import (
     FROM_OUTSIDE,
+    RETRIED,
     TABLE,
     BoomError,
     Later,
@@ -33,6 +39,7 @@ from tests.core.outcomes import (
     Slow,
     Step,
     not_ready,
+    pass_time,
     raise_boom,
 )
 from tests.runtime.doing import opened
@@ -45,13 +52,6 @@ rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def context_of(row: Row) -> AgentContext:
     """Return a context for a direct execution; deadlines from outside are the runtime's affair."""
     return AgentContext(task=BaseTask.create("scripted"))
-
-
-@rows
-def test_cells_of_parts_that_have_come(row: Row) -> None:
-    """No cell waits for a part that is there."""
-    waiting = [cell.name for cell in (row.retried,) if isinstance(cell, Later)]
-    assert [] == [name for name in waiting if hasattr(agentcore, name)]
 
 
 def test_outcomes_from_outside_of_parts_that_have_come() -> None:
@@ -224,6 +224,73 @@ async def test_submit(row: Row) -> None:
             if row.cause is not None:
                 assert row.cause is type(first.value.__cause__)
     check_task(row, handle.task)
+
+
+POLICY = RetryPolicy(attempts=3, backoff=Backoff(1, 2, jitter=False))
+# Two waits, of 1 and of 2 seconds.
+WAITED = 3.0
+
+
+@pytest.mark.parametrize("way", ["run", "submit", "group"])
+@rows
+@simulate(runs=3)
+async def test_retried(row: Row, way: str) -> None:
+    """With a policy that covers everything a task is executed as often as it allows, if it is retried at all."""
+    agent = Scripted(row)
+    task = BaseTask.create("scripted")
+    with suppress(TaskExecutionError, TaskGroupError, SystemExit, BaseExceptionGroup):
+        async with AgentRuntime(RuntimeConfig(retry=POLICY)) as runtime:
+            runtime.registry("agents").register("scripted", agent)
+            if way == "run":
+                await runtime.run(task, **row.options)
+            elif way == "submit":
+                await (await runtime.submit(task, **row.options)).result()
+            else:
+                async with runtime.group() as group:
+                    group.start(task, **row.options)
+    is_retried = row.retried is RETRIED
+    attempts = 3 if is_retried else 1
+    assert (row.task, attempts) == (task.state, task.attempt)
+    assert (attempts if row.task is TaskState.FAILED else 0) == task.failures
+    assert (attempts - 1) == runtime.statistics().tasks.retried
+    assert (5.0 * attempts if row.deadline else 0.0) + (WAITED if is_retried else 0.0) == anyio.current_time()
+    if row.task is TaskState.FAILED and row.waiter is not SystemExit:
+        assert task.error is not None
+        assert (attempts, row.deadline) == (task.error["attempts"], task.error.get("deadline"))
+        reason = GaveUp.ATTEMPTS if is_retried else GaveUp.DEADLINE
+        assert str(reason) == task.error["gave_up"]
+    assert (1 if row.task is TaskState.FAILED else 0) == len(runtime.tasks.dead_letters)
+
+
+@pytest.mark.parametrize("way", ["run", "submit", "group"])
+@pytest.mark.parametrize("row", [row for row in TABLE if row.retried is RETRIED], ids=lambda row: row.name)
+@simulate(runs=3)
+async def test_retried_with_success(row: Row, way: str) -> None:
+    """What succeeds at the second time is a success, and nobody hears of the first time."""
+    agent = Scripted(row)
+    task = BaseTask.create("scripted")
+    async with AgentRuntime() as runtime:
+        runtime.registry("agents").register("scripted", agent)
+        async with anyio.create_task_group() as others:
+            others.start_soon(recover, agent, task)
+            if way == "run":
+                output = await runtime.run(task, **row.options, retry=POLICY)
+            elif way == "submit":
+                output = await (await runtime.submit(task, **row.options, retry=POLICY)).result()
+            else:
+                async with runtime.group() as group:
+                    handle = group.start(task, **row.options, retry=POLICY)
+                output = await handle.result()
+    assert {"answer": 42} == output
+    assert (TaskState.COMPLETED, 2, 1, None) == (task.state, task.attempt, task.failures, task.error)
+    assert (0, 1) == (len(runtime.tasks.dead_letters), runtime.statistics().tasks.retried)
+
+
+async def recover(agent: Scripted, task: BaseTask) -> None:
+    """Have an agent succeed when a task waits for its second execution."""
+    while task.not_before is None:
+        await pass_time(0.5)
+    agent.row = TABLE[0]
 
 
 def check_task(row: Row, task: BaseTask) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from agentcore import BaseTask, TaskPriority, TaskState, TaskStateError
@@ -18,7 +20,10 @@ ALLOWED = {
     (RUNNING, "complete"): COMPLETED,
     (RUNNING, "fail"): FAILED,
     (RUNNING, "cancel"): CANCELED,
+    (RUNNING, "retry"): PENDING,
 }
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+ARGUMENTS: dict[str, tuple[object, ...]] = {"complete": ({},), "fail": ({},), "retry": ({}, NOW)}
 
 
 def test_the_table_is_exactly_what_it_should_be() -> None:
@@ -36,7 +41,7 @@ def test_terminal_states_have_no_way_out() -> None:
 @pytest.mark.parametrize("state", TaskState)
 def test_allowed_transitions_are_listed_in_order(state: TaskState) -> None:
     """The list for an error message is what the table has."""
-    expected = [name for name in ("start", "complete", "fail", "cancel") if (state, name) in ALLOWED]
+    expected = [name for name in ("start", "complete", "fail", "cancel", "retry") if (state, name) in ALLOWED]
     assert expected == allowed_transitions(state)
 
 
@@ -45,14 +50,14 @@ def written(task: BaseTask) -> dict[str, object]:
     return task.to_dict() | {"duration_ms": None}
 
 
-@pytest.mark.parametrize("name", ["start", "complete", "fail", "cancel"])
+@pytest.mark.parametrize("name", ["start", "complete", "fail", "cancel", "retry"])
 @pytest.mark.parametrize("state", TaskState)
 def test_a_task_follows_the_table(state: TaskState, name: str) -> None:
     """A task goes where the table says or stays as it is; only `cancel` of what has ended is no error."""
     task = task_in(state)
     before = written(task)
     transition = getattr(task, name)
-    arguments = {"complete": ({},), "fail": ({},)}.get(name, ())
+    arguments = ARGUMENTS.get(name, ())
     if (state, name) in ALLOWED:
         assert transition(*arguments) is task
         assert ALLOWED[state, name] is task.state

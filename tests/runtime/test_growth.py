@@ -23,7 +23,9 @@ from agentcore import (
     AgentCrashedError,
     AgentResult,
     AgentRuntime,
+    Backoff,
     BaseAgent,
+    RetryPolicy,
     RuntimeClosedError,
     RuntimeConfig,
     TaskExecutionError,
@@ -122,6 +124,41 @@ async def as_completed(runtime: AgentRuntime) -> None:
             await handle.result()
 
 
+async def tell(given: dict[str, int], context: AgentContext) -> None:
+    """Tell of progress."""
+    context.progress({"of": given})
+
+
+TWICE = RetryPolicy(attempts=2, backoff=Backoff(0, maximum=0))
+
+
+async def retry(runtime: AgentRuntime) -> None:
+    """Given up after two attempts, and kept as a dead letter."""
+    with pytest.raises(TaskExecutionError):
+        await (await runtime.submit("fail", {"n": 1}, retry=TWICE)).result()
+    assert len(runtime.tasks.dead_letters) <= 50
+
+
+async def cancel_a_retry(runtime: AgentRuntime) -> None:
+    handle = await runtime.submit("fail", {"n": 1}, retry=RetryPolicy(backoff=Backoff(60, maximum=60)))
+    await anyio.wait_all_tasks_blocked()
+    handle.cancel("not needed")
+    await handle.wait()
+
+
+async def submit_with_keys(runtime: AgentRuntime) -> None:
+    """One that is COMPLETED and one that has FAILED, each with a key of its own."""
+    number = runtime.statistics().tasks.accepted
+    for word in ("echo", "fail"):
+        for _ in range(2):
+            await (await runtime.submit(word, {"n": 1}, key=f"{word} {number}")).wait()
+    assert len(runtime.tasks._ledger.keys) <= 50
+
+
+async def tell_of_progress(runtime: AgentRuntime) -> None:
+    await runtime.run("tell", idle_timeout=60)
+
+
 KINDS: dict[str, Round] = {
     "run": lambda runtime: runtime.run("echo", {"n": 1}),
     "run and fail": run_and_fail,
@@ -136,15 +173,21 @@ KINDS: dict[str, Round] = {
     "map": lambda runtime: runtime.map("echo", [{"n": 1}, {"n": 2}]),
     "as_completed": as_completed,
     "stream": stream,
+    "retry": retry,
+    "cancel a retry": cancel_a_retry,
+    "submit with keys": submit_with_keys,
+    "progress": tell_of_progress,
 }
 
 
 def long_lived(hosted: bool) -> AgentRuntime:
     """Return a runtime that keeps little, with what the rounds use."""
-    runtime = AgentRuntime(RuntimeConfig(retention=50), grace=0, hosted=hosted)
+    config = RuntimeConfig(retention=50, dead_letters=50, retry_budget=None)
+    runtime = AgentRuntime(config, grace=0, hosted=hosted)
     for handler in (echo, fail):
         runtime.handler(handler.__name__)(handler)
     runtime.handler("hang")(Worker())
+    runtime.handler("tell")(tell)
     runtime.registry("agents").register("shared", Speaker(AgentConfig("shared", "speaker")))
     runtime.registry("agents").register("speaker", lambda: Speaker(AgentConfig("speaker", "speaker")))
     return runtime

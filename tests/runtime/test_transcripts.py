@@ -8,6 +8,7 @@ not do the same on both; the programs keep clear of them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -22,8 +23,10 @@ from agentcore import (
     AgentCrashedError,
     AgentResult,
     AgentRuntime,
+    Backoff,
     BaseAgent,
     CoreError,
+    RetryPolicy,
     RuntimeConfig,
     TaskGroupError,
 )
@@ -272,7 +275,43 @@ async def refusals(state: Transcript) -> None:
         state.note("report", (await state.runtime.shutdown(0.5, "closing time")).summary())
 
 
-PROGRAMS: tuple[Program, ...] = (asks, groups, streams, maps, lines, resources, crashes, refusals)
+async def retries(state: Transcript) -> None:
+    """In line for few slots, with every deadline, a budget, a key, signs of progress; given up and done once more."""
+    policy = RetryPolicy(attempts=3, backoff=Backoff(0.25, maximum=1.0))
+    failed: Counter[str] = Counter()
+
+    @state.runtime.handler("flaky", retry=policy)
+    async def flaky(given: dict[str, Any], context: AgentContext) -> dict[str, Any]:
+        failed[str(given["n"])] += 1
+        context.progress(failed[str(given["n"])], n=given["n"])
+        await anyio.sleep(0.1)
+        if failed[str(given["n"])] <= given["times"]:
+            raise ValueError(f"number {given['n']}")
+        return {"n": given["n"]}
+
+    handles = [
+        await state.runtime.submit("flaky", {"n": number, "times": number % 4}, key=f"key {number % 7}")
+        for number in range(8)
+    ]
+    handles.append(await state.runtime.submit("slow", retry=policy, timeout=0.5, deadline=2.0))
+    handles.append(await state.runtime.submit("slow", retry=policy, idle_timeout=0.5))
+    handles.append(await state.runtime.submit("work", retry=policy, queue_timeout=0.1))
+    handles.append(await state.runtime.submit("flaky", {"n": "cancelled", "times": 9}))
+    await anyio.sleep(0.3)
+    handles[-1].cancel("not needed")
+    for handle in handles:
+        try:
+            state.note("result", await handle.result())
+        except CoreError as error:
+            state.told(error)
+    letters = state.runtime.tasks.dead_letters
+    state.note("letters", [(letter.type, letter.attempts, letter.error) for letter in letters.list()])
+    again = await letters.requeue(letters.list()[0].task_id)
+    state.note("again", (await again.wait()).state.name, again.progress())
+    state.note("statistics", state.runtime.statistics().tasks)
+
+
+PROGRAMS: tuple[Program, ...] = (asks, groups, streams, maps, lines, resources, crashes, refusals, retries)
 
 
 async def play(program: Program, hosted: bool) -> list[Entry]:

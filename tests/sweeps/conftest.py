@@ -19,6 +19,7 @@ pytest.register_assert_rewrite(
             "of_pools_faults",
             "of_pools_hosted",
             "of_pools_hosts",
+            "of_retries",
             "of_runtime",
             "of_systems",
             "of_tasks",

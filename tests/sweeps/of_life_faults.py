@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import anyio
 
-from agentcore import CoreError
+from agentcore import Backoff, CoreError, RetryPolicy
 from agentcore.testing import FaultPlan, Target, inject
 from tests.sweeps.of_life import Life
 from tests.sweeps.of_life_ends import Asynchronous
@@ -48,6 +48,13 @@ def make() -> Life:
     """Make the state that plans of faults work on."""
     lose = ("Boom", "CallTimeoutError", "AgentTimeoutError", "CoreError")
     return Life(inside=True, in_flight=2, grace=1.0, lose=lose, broken=True)
+
+
+def make_retrying() -> Life:
+    """Make the same, whose tasks are executed again when they fail."""
+    lose = ("Boom", "CallTimeoutError", "AgentTimeoutError", "CoreError")
+    policy: Any = RetryPolicy(attempts=3, backoff=Backoff(0.25))
+    return Life(inside=True, in_flight=2, grace=1.0, lose=lose, broken=True, retry=policy)
 
 
 async def patiently(work: Callable[[], Awaitable[object]]) -> None:

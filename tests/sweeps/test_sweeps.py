@@ -44,7 +44,11 @@ QUICK = (
 )
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
-kinds = pytest.mark.parametrize("build", [of_life_faults.make, hosted(of_life_faults.make)], ids=["strict", "hosted"])
+kinds = pytest.mark.parametrize(
+    "build",
+    [of_life_faults.make, hosted(of_life_faults.make), of_life_faults.make_retrying],
+    ids=["strict", "hosted", "with retries"],
+)
 
 
 def _fewer(for_campaign: Callable[[str, Scenario], bool]) -> pytest.MarkDecorator:
