@@ -35,7 +35,7 @@ from _runtime_lines import measure_lines
 from _runtime_peers import Peer, installed, missing
 from _runtime_shutdown import measure_shutdowns
 
-from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, BaseAgent
+from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, BaseAgent, RetryPolicy
 
 BACKENDS: Final = ("asyncio", "trio")
 WITHIN: Final = "`with anyio.fail_after(5): await f()`"
@@ -44,6 +44,7 @@ KINDS: Final = {"strict": False, "hosted": True}
 BATCH: Final = 100
 WARMING: Final = 10
 CHILDREN: Final = 10
+POLICY: Final = RetryPolicy()
 
 
 async def answer() -> AgentResult:
@@ -146,6 +147,17 @@ class Uses:
             handle = await self.runtime.submit("answer", {})
             await handle.result()
 
+    async def run_patiently(self, number: int) -> None:
+        """Run a task with a retry policy, which is not used."""
+        for _ in range(number):
+            await self.runtime.run("answer", {}, retry=POLICY)
+
+    async def submit_patiently(self, number: int) -> None:
+        """Submit one, and wait for its result."""
+        for _ in range(number):
+            handle = await self.runtime.submit("answer", {}, retry=POLICY)
+            await handle.result()
+
     async def submit_many(self, number: int) -> None:
         """Submit a hundred tasks and wait for their results."""
         for begun in range(0, number, BATCH):
@@ -192,6 +204,13 @@ ROWS: Final[dict[str, tuple[str, float | None]]] = {
 }
 
 
+# What costs more than the same without it: the loop, how its row is called, the loop without, and the goal.
+BESIDE: Final[tuple[tuple[str, str, str, float], ...]] = (
+    ("run_patiently", "`runtime.run` with a `RetryPolicy` that is not used", "run", 1.1),
+    ("submit_patiently", "`runtime.submit` with one, then `handle.result`", "submit", 1.1),
+)
+
+
 def uses_of(runtime: AgentRuntime) -> Uses:
     """Return what is measured of a runtime that has been entered."""
 
@@ -220,6 +239,10 @@ async def measure_uses(rounds: int, backend: str) -> list[Row]:
             for name, (what, goal) in ROWS.items():
                 loops[f"{kind} {name}"] = getattr(uses, name)
                 pairs.append(Pair(what=f"{what}, {kind}", subject=f"{kind} {name}", reference=WITHIN, at_most=goal))
+            for name, what, without, most in BESIDE:
+                loops[f"{kind} {name}"] = getattr(uses, name)
+                reference = f"{kind} {without}"
+                pairs.append(Pair(what=f"{what}, {kind}", subject=f"{kind} {name}", reference=reference, at_most=most))
         for peer in peers_on(backend):
             loops[peer.distribution] = await stack.enter_async_context(peer.open())
             pairs += pairs_with(peer)
