@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import anyio
 
-from agentcore import _interop
 from agentcore._job import Job, Plan, Turn
 from agentcore._rules.admission import Slots
 from agentcore._tasks import BaseTask
@@ -141,7 +140,7 @@ class Admission:
     ) -> None:
         while True:
             turn = Turn(task.priority)
-            self._room.wait(turn, turn.priority, _interop.clock())
+            self._room.wait(turn, turn.priority, anyio.current_time())
             try:
                 with self.lending(submitter), anyio.move_on_at(plan.total.at if plan.total is not None else None):
                     await turn.event.wait()
@@ -160,7 +159,8 @@ class Admission:
 
     def _line_up(self, task: BaseTask) -> Turn:
         turn = Turn(task.priority)
-        self._slots.wait(turn, turn.priority, _interop.clock())
+        # The clock of the event loop, whoever comes: a context may have another one with it, from a thread for instance.
+        self._slots.wait(turn, turn.priority, anyio.current_time())
         return turn
 
     def _end_wait(self, job: Job) -> None:
