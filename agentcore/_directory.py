@@ -7,6 +7,7 @@ agent for each task, an instance serves all of them.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from operator import itemgetter
@@ -174,11 +175,11 @@ class Directory:
         raise self._no_route(task_type, needed)
 
     def _able_route(self, needed: frozenset[AgentCapability | str]) -> Route | None:
-        """Return the way to the least busy agent that is able to do something."""
-        able: list[tuple[int, int, str, Route]] = []
+        """Return the way to the least busy agent that is able to do something; one that is there before all others."""
+        able: list[tuple[float, int, str, Route]] = []
         for post in self.posts():
-            if post.agent is not None and needed <= post.config.capabilities:
-                load = _load(post.agent) + post.waiting
+            if post.state != "stopped" and needed <= post.config.capabilities:
+                load = math.inf if post.agent is None else _load(post.agent) + post.waiting
                 able.append((load, self._turns.get(post.name, 0), post.name, _post_route(post)))
         able += [
             (_load(agent), self._turns.get(agent.name, 0), agent.name, _instance_route(agent))
