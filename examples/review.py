@@ -155,13 +155,12 @@ def list_files(folder: str) -> list[str]:
     return sorted(str(path) for path in found if path.is_file())
 
 
-async def review(runtime: AgentRuntime, path: str, first: str | None = None, workers: int | None = None) -> Json:
-    """Review a folder in a runtime, whatever else that does."""
+async def start(runtime: AgentRuntime, workers: int | None = None) -> None:
+    """Have a runtime do reviews, whatever else it does: ``await runtime.run("plan", {"path": ..., "first": None})``."""
     runtime.pool("metrics", "process", ProcessWorkerPoolConfig(workers=workers))
     ways = {"measure": partial(Worker, measure), "inspect": partial(Worker, inspect)}
     for name, make in {"plan": Planner, "review": Reviewer, **ways}.items():
         await runtime.spawn(make, AgentConfig(name, "review", max_concurrency=None))
-    return await runtime.run("plan", {"path": path, "first": first})
 
 
 def show(seen: Counter[str], event: agentcore.Event) -> None:
@@ -185,7 +184,8 @@ def main() -> None:
 
     async def program(runtime: AgentRuntime) -> Json:
         runtime.subscribe(partial(show, Counter()))
-        return await review(runtime, asked.path, asked.first, asked.workers)
+        await start(runtime, asked.workers)
+        return await runtime.run("plan", {"path": asked.path, "first": asked.first})
 
     # No more is begun than the processes can do, so that what is urgent overtakes the rest.
     config = agentcore.RuntimeConfig(in_flight=asked.workers)

@@ -63,7 +63,8 @@ def code(tmp_path: Path) -> Path:
 async def reviewed(path: Path, first: Path | None = None, workers: int = 1) -> dict[str, Any]:
     """Review a folder in a runtime of its own."""
     async with AgentRuntime(RuntimeConfig(in_flight=workers)) as runtime:
-        return await review.review(runtime, str(path), str(first) if first else None, workers)
+        await review.start(runtime, workers)
+        return await runtime.run("plan", {"path": str(path), "first": str(first) if first else None})
 
 
 @pytest.mark.anyio
