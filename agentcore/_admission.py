@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import anyio
 
-from agentcore import _interop
 from agentcore._agent_records import Limit
 from agentcore._job import Job, Plan, Turn, check_limit
 from agentcore._rules.admission import Slots
@@ -167,7 +166,7 @@ class Admission:
         limit = plan.limit_in_line()
         while True:
             turn = Turn(task.priority)
-            self._room.wait(turn, turn.priority, _interop.clock())
+            self._room.wait(turn, turn.priority, anyio.current_time())
             try:
                 with self.lending(submitter), anyio.move_on_at(limit.at if limit is not None else None):
                     await turn.event.wait()
@@ -186,7 +185,8 @@ class Admission:
 
     def _line_up(self, task: BaseTask, limit: Limit | None) -> Turn:
         turn = Turn(task.priority, limit)
-        self._slots.wait(turn, turn.priority, _interop.clock())
+        # The clock of the event loop, whoever comes: a context may have another one with it, from a thread for instance.
+        self._slots.wait(turn, turn.priority, anyio.current_time())
         return turn
 
     def _end_wait(self, job: Job) -> None:

@@ -76,9 +76,7 @@ class BaseAgent(abc.ABC):
         self._initializing: Initialization | None = None
         self._idle: anyio.Event | None = None
         self._terminated: anyio.Event | None = None
-        # Who has to know that the agent has crashed, or is terminated: its supervisor.
-        self._keeper: Keeper | None = None
-        # Metrics.
+        self._keeper: Keeper | None = None  # its supervisor, if it has one
         self._begun = self._failures = self._timeouts = self._cancellations = 0
         self._total_duration = 0.0
         self._last_duration: float | None = None
@@ -486,6 +484,8 @@ class BaseAgent(abc.ABC):
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
                 await self._bounded(turn.wait(), context._limit, None, call)
+                if call is not None and self._keeper is not None and self._life.broken:  # its supervisor ends the call
+                    await self._bounded(anyio.sleep_forever(), context._limit, None, call)
             if call is not None and call.interruption is not None:
                 raise call.interruption  # in the very step in which the turn came
         except BaseException:

@@ -7,7 +7,8 @@ agent for each task, an instance serves all of them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from operator import itemgetter
 from typing import Any, Final, TypeVar, final
@@ -144,7 +145,7 @@ class Directory:
 
         return register
 
-    def route(self, task_type: str, requires: Iterable[AgentCapability | str] = ()) -> Route:
+    def route(self, task_type: str, requires: Collection[AgentCapability | str] = ()) -> Route:
         """Return the way to what serves a type of task.
 
         Its handler; else the agent ``<type>`` or ``<type>_agent``, one that is spawned before one that is registered; else, of
@@ -174,11 +175,11 @@ class Directory:
         raise self._no_route(task_type, needed)
 
     def _able_route(self, needed: frozenset[AgentCapability | str]) -> Route | None:
-        """Return the way to the least busy agent that is able to do something."""
-        able: list[tuple[int, int, str, Route]] = []
+        """Return the way to the least busy agent that is able to do something; one that is there before all others."""
+        able: list[tuple[float, int, str, Route]] = []
         for post in self.posts():
-            if post.agent is not None and needed <= post.config.capabilities:
-                load = _load(post.agent) + post.waiting
+            if post.state != "stopped" and needed <= post.config.capabilities:
+                load = math.inf if post.agent is None else _load(post.agent) + post.waiting
                 able.append((load, self._turns.get(post.name, 0), post.name, _post_route(post)))
         able += [
             (_load(agent), self._turns.get(agent.name, 0), agent.name, _instance_route(agent))

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, final
 import anyio
 import attrs
 
-from agentcore._agent_records import AgentCapability, AgentResult, Call, Idle, Limit, check_seconds
+from agentcore._agent_records import AgentCapability, AgentContext, AgentResult, Call, Idle, Limit, check_seconds
 from agentcore._agents import BaseAgent
 from agentcore._context import Lender, current_job
 from agentcore._directory import Route, describe
@@ -20,6 +20,7 @@ from agentcore._retry import RetryPolicy
 from agentcore._rules.retry import Course, GaveUp
 from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._tasks import BaseTask
+from agentcore.abc import TaskRunner
 from agentcore.errors import AgentTimeoutError, TaskStateError, TaskTimeoutError, text_of
 
 
@@ -301,6 +302,16 @@ class Job:
         told = task if task is self.task and self.keeper.signs.is_heard and not self.ended else None
         if watches or told is not None:
             self.keeper.signs.note(watches, told, value, fields)
+
+    def context(self, runner: TaskRunner) -> AgentContext:
+        """Return the context of an execution that begins now, with its own deadlines."""
+        context = AgentContext(self.task)
+        context._runner, context._limit, context._job = runner, self.plan.limit(), self
+        if self.plan.idle_timeout is not None:
+            context._idle = self.idle = Idle(self.plan.idle_timeout)
+        if self.plan.route.post is not None:
+            context._call = Call()  # by which the supervisor of the agent can end the execution
+        return context
 
     @property
     def name(self) -> str:

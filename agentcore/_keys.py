@@ -73,11 +73,8 @@ class Keys:
             raise KnownKeyError(handle)
 
     @contextmanager
-    def awaited(self, key: str | None) -> Generator[None]:
-        """Note that somebody waits to submit a task, with a key if it has one, for the time of the block."""
-        if key is None:
-            yield
-            return
+    def awaited(self, key: str) -> Generator[None]:
+        """Note that somebody waits to submit a task with a key, for the time of the block."""
         self._submitters[key] += 1
         try:
             yield

@@ -95,9 +95,9 @@ class AgentRuntime(Work):
                 self._failures,
                 in_flight=config.in_flight,
                 queue=config.queue,
+                ageing=config.ageing,
                 retry_budget=config.retry_budget,
                 dead_letters=config.dead_letters,
-                ageing=config.ageing,
             ),
         )
         self.breakers: Final = OwnedCircuitBreakers(self._log)

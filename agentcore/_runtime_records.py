@@ -30,6 +30,15 @@ def _check_grace(_: object, field: "attrs.Attribute[float]", value: object) -> N
         )
 
 
+def _check_ageing(_: object, field: "attrs.Attribute[float]", value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigurationError(
+            f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; "
+            "use math.inf for the most urgent first, however long others wait",
+            {"name": field.name, "value": value},
+        )
+
+
 def _check_kept(_: object, field: "attrs.Attribute[int]", value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigurationError(
@@ -50,15 +59,6 @@ def _check_budget(_: object, field: "attrs.Attribute[RetryBudget | None]", value
     if value is not None and not isinstance(value, RetryBudget):
         raise ConfigurationError(
             f"{field.name} of a runtime must be a RetryBudget: got {value!r}; use None for retries without a limit",
-            {"name": field.name, "value": value},
-        )
-
-
-def _check_ageing(_: object, field: "attrs.Attribute[float]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ConfigurationError(
-            f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; "
-            "use math.inf for the most urgent first, however long others wait",
             {"name": field.name, "value": value},
         )
 

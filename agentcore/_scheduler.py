@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final
@@ -22,8 +22,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from agentcore._admission import Admission
-from agentcore._agent_records import AgentContext, AgentResult, Call, Idle
-from agentcore._agent_refs import Post
+from agentcore._agent_records import AgentResult, Call
 from agentcore._agents import BaseAgent, waits
 from agentcore._calls import Calls
 from agentcore._context import Lender, current_execution, current_job, current_runtime, current_terminations
@@ -32,13 +31,14 @@ from agentcore._events import EventLog
 from agentcore._failures import Failures
 from agentcore._handle import TaskHandle, outcome_of
 from agentcore._interop import split_cancellation
-from agentcore._job import Job, Plan, Trials, Watcher
+from agentcore._job import Job, Plan, Trials, Turn, Watcher
 from agentcore._keys import KnownKeyError
 from agentcore._ledger import Ledger
 from agentcore._progress import Signs
 from agentcore._retries import Retries
 from agentcore._retry import RetryBudget
 from agentcore._rules.task_states import INITIAL, TaskPriority, TaskState
+from agentcore._task_factory import remade
 from agentcore._task_records import to_priority
 from agentcore._task_result import TaskResult, TaskStatistics
 from agentcore._tasks import BaseTask
@@ -94,8 +94,8 @@ class Scheduler:
         self._ledger = ledger
         self._failures = failures
         self.dead_letters: Final[DeadLetters] = DeadLetters(dead_letters)
-        # Submits a task like one that has failed; set by whoever can find an agent for it.
-        self.resubmit: Callable[[BaseTask, Plan], Awaitable[TaskHandle]]
+        # Plans a task as another one was planned.
+        self.plan_like: Callable[[BaseTask, Plan], Plan] = lambda _, plan: plan
         self._group: anyio.abc.TaskGroup | None = None
         # ``new``, ``open``, ``draining`` or ``closed``; others only look at it.
         self.state: str = "new"
@@ -179,8 +179,7 @@ class Scheduler:
         turn = None
         if not self._admission.try_enter():
             try:
-                with self._ledger.keys.awaited(key):
-                    turn = await self._admission.queue_up(task, plan, parent, lambda: self._check_again(task, key))
+                turn = await self._queue_up(task, plan, parent, key)
             except KnownKeyError as known_by_now:
                 return known_by_now.handle
         # No await from here on: what is accepted has a task that sees to it.
@@ -202,11 +201,22 @@ class Scheduler:
         self.check_open(f"a task of type {task_type!r}", type=task_type)
         return self._ledger.keys.find(key, task_type)
 
-    def _check_again(self, task: BaseTask, key: str | None) -> None:
-        """Raise if a task that has waited may not be accepted any more, or need not be."""
-        if key is not None:
-            self._ledger.keys.check(key, task.type)
-        self._check(task)
+    async def _queue_up(self, task: BaseTask, plan: Plan, parent: Job | None, key: str | None) -> Turn | None:
+        """Wait for a place in the queue.
+
+        Raises:
+            KnownKeyError: the key has come to stand for a task meanwhile.
+        """
+        if key is None:
+            return await self._admission.queue_up(task, plan, parent, lambda: self._check(task))
+        keys = self._ledger.keys
+
+        def check() -> None:
+            keys.check(key, task.type)
+            self._check(task)
+
+        with keys.awaited(key):
+            return await self._admission.queue_up(task, plan, parent, check)
 
     def start(
         self,
@@ -454,28 +464,17 @@ class Scheduler:
                 return None
             raise
         self._log.emit("task_started", task_id=task.id, type=task.type)
-        route = job.plan.route
-        context = AgentContext(task)
-        context._runner, context._limit, context._job = self._runner, job.plan.limit(), job
-        if job.plan.idle_timeout is not None:
-            context._idle = job.idle = Idle(job.plan.idle_timeout)
-        if route.post is not None:
-            return await self._perform_at(route.post, job, context)
-        agent = job.agent = route.take()
+        route, context = job.plan.route, job.context(self._runner)
+        post = route.post
+        agent = None
         try:
+            agent = job.agent = route.take() if post is None else await post.enter(context)
             return await agent.execute(context)
         finally:
-            if route.owned:
+            if post is not None:
+                post.leave(context)
+            elif route.owned and agent is not None:
                 await self.dismiss(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
-
-    async def _perform_at(self, post: Post, job: Job, context: AgentContext) -> AgentResult:
-        """Have an agent that is supervised execute a job: its supervisor can end that."""
-        context._call = Call()
-        try:
-            agent = job.agent = await post.enter(context)
-            return await agent.execute(context)
-        finally:
-            post.leave(context)
 
     async def dismiss(self, agent: BaseAgent) -> None:
         """Terminate the agent of one task. The task's outcome stands whatever happens here, so a failure is the runtime's."""
@@ -500,7 +499,7 @@ class Scheduler:
         if job.plan.retry is not None:
             self._retries.end(job)
             if task.state is TaskState.FAILED:
-                self.dead_letters.add(DeadLetter.of_task(task), partial(self.resubmit, task, job.plan))
+                self.dead_letters.add(DeadLetter.of_task(task), partial(self._submit_again, task, job.plan))
         if job.handle is not None:
             job.handle._finish(job.cause)
         if job.watcher is not None:
@@ -511,6 +510,11 @@ class Scheduler:
         self._note_end()
         # Last: a sink may raise what stops the program.
         self._log.emit(_ENDS[task.state], task_id=task.id, type=task.type, duration_ms=task.duration_ms)
+
+    async def _submit_again(self, task: BaseTask, plan: Plan) -> TaskHandle:
+        """Submit a task like one that has failed."""
+        again = remade(task)
+        return await self.submit(again, self.plan_like(again, plan))
 
     def _cancel(self, job: Job, reason: str | None) -> None:
         # The task may have been ended by hand; what runs for it is cancelled all the same.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from contextvars import Context, copy_context
 from typing import Any, Final, Literal, Protocol, final
 
@@ -22,7 +23,7 @@ from agentcore._agent_records import AgentConfig, AgentContext, Call
 from agentcore._agents import BaseAgent, waits
 from agentcore._calls import Calls
 from agentcore._chains import links
-from agentcore._context import current_execution, current_runtime, current_terminations, end_structure
+from agentcore._context import current_execution, current_job, current_runtime, current_terminations, end_structure
 from agentcore._events import EventLog
 from agentcore._failures import Failures
 from agentcore._mailbox import Mailbox
@@ -68,27 +69,33 @@ class House:
     refusal: Callable[[str], Exception]
 
 
-class Overseer(Protocol):
-    """Decides what becomes of an agent that has ended: a supervisor."""
-
-    def child_ended(self, child: Any, error: BaseException | None, presence: object) -> None:
-        """Hear that a child has ended; without an error it has done so by itself."""
-
-    async def stop_child(self, child: Any) -> None:
-        """Take a child down for good."""
-
-
 @final
-class _Doing:
-    """What an agent is at, at the root of a chain of executions.
+class Doing:
+    """What an agent or a supervisor is at, at the root of a chain of executions: others may have to wait for the end of it.
 
-    Of its mailbox others may have to wait for the end: there is room for a further message when one has been handled.
+    There is room in a mailbox when a message has been handled, and an agent is there when its supervisor has come to it.
     """
 
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+
+class Overseer(Protocol):
+    """Decides what becomes of an agent that has ended: a supervisor.
+
+    Attributes:
+        doing: what is waited for by who waits for an agent that is to be started again.
+    """
+
+    doing: Doing
+
+    def child_ended(self, child: Any, error: BaseException | None, presence: object) -> None:
+        """Hear that a child has ended; without an error it has done so by itself."""
+
+    async def stop_child(self, child: Any) -> None:
+        """Take a child down for good."""
 
 
 @final
@@ -152,8 +159,9 @@ class Spawned:
         self._house = house
         self._overseer = overseer
         self._mailbox: Mailbox[AgentContext] = Mailbox(capacity, self._note_accepted, self._note_end)
-        self._room = _Doing(f"mailbox of {self.name}")
-        self._life = _Doing(f"life of {self.name}")
+        self._room = Doing(f"mailbox of {self.name}")
+        self._life = Doing(f"life of {self.name}")
+        self._coming = Doing(f"start of {self.name}")
         self._is_gone = self._is_quiet = False
         self._change = anyio.Event()  # set when somebody comes, or nobody ever will
         self._presence: _Presence | None = None  # of the agent that is there, or has just crashed
@@ -191,6 +199,7 @@ class Spawned:
             Exception: what making it raises.
         """
         agent = self._passing = self._make()
+        token = current_execution.set([self._coming, current_execution.get(), None])
         try:
             await agent._initialize(AgentContext(), None)
         except BaseException:
@@ -198,6 +207,7 @@ class Spawned:
             raise
         finally:
             self._passing = None
+            current_execution.reset(token)
         return agent
 
     def install(self, agent: BaseAgent, group: anyio.abc.TaskGroup) -> None:
@@ -304,7 +314,7 @@ class Spawned:
                 raise self._gone()
             scope = anyio.move_on_at(math.inf if limit is None else limit.at)
             call.enter(scope)
-            with scope:
+            with scope, self._waiting(self._coming if self._passing is not None else self._overseer.doing):
                 await self._change.wait()
             if call.interruption is not None:
                 raise call.interruption
@@ -335,15 +345,20 @@ class Spawned:
         self._check_there()
         if self._mailbox.try_put(context):
             return
-        chain = current_execution.get()
-        wait = waits.begin(self._room, chain) if chain is not None else None
-        try:
+        with self._waiting(self._room):
             is_accepted = await self._mailbox.put(context)
-        finally:
-            if wait is not None:
-                waits.remove(wait)
         if not is_accepted:
             self._check_there()
+
+    @contextmanager
+    def _waiting(self, wanted: Doing) -> Generator[None]:
+        """Have it known that the caller waits here. The slot in flight of a task is free meanwhile, for who is waited for."""
+        wait, job = waits.begin(wanted, current_execution.get()), current_job.get()
+        try:
+            with job.lending() if job is not None else nullcontext():
+                yield
+        finally:
+            waits.remove(wait)
 
     def tell_nowait(self, context: AgentContext) -> None:
         """Put a message into the mailbox.

@@ -27,11 +27,11 @@ from agentcore import _interop
 from agentcore._agent_records import AgentConfig
 from agentcore._agent_refs import AgentRef
 from agentcore._agents import BaseAgent
-from agentcore._context import current_runtime, end_structure
+from agentcore._context import current_execution, current_runtime, end_structure
 from agentcore._layer import check_name
 from agentcore._rules.backoff import Backoff, check_number, show
 from agentcore._rules.restart import RestartType, Supervision, SupervisionStrategy
-from agentcore._spawned import House, Spawned, as_failure, is_crash
+from agentcore._spawned import Doing, House, Spawned, as_failure, is_crash
 from agentcore.errors import AgentCrashedError, AgentError, ConfigurationError, text_of, texts_of
 
 _logger: Final = logging.getLogger("agentcore.agents")
@@ -139,6 +139,7 @@ class AgentSupervisor:
         self.name: str = name
         self.config: Final = config
         self.restart: RestartType = restart
+        self.doing = Doing(f"supervisor {name}")
         self._house = house
         self._above = above
         self._names: dict[str, Child] = {} if above is None else above._names  # of all in the tree
@@ -218,10 +219,10 @@ class AgentSupervisor:
         """
         await anyio.lowlevel.checkpoint()
         self._check_open(name)
-        config = checked_supervisor(config)
         check_name("supervisor", name)
         self._check_name(name)
-        below = AgentSupervisor(name, config, self._house, self, _to(RestartType, "restart", restart))
+        kind = _to(RestartType, "restart", restart)
+        below = AgentSupervisor(name, checked_supervisor(config), self._house, self, kind)
         self._names[name] = below
         below._begin(self._adopt(below)).ready.set()
         return below
@@ -247,8 +248,7 @@ class AgentSupervisor:
         if self.is_over:  # it has given up and is not back yet, so the child is down
             self._stopped(child)
             return
-        request = _Request()
-        self.child_ended(child, None, request)
+        self.child_ended(child, None, request := _Request())
         if not child.is_around():
             await request.done.wait()
 
@@ -309,6 +309,7 @@ class AgentSupervisor:
         self._reports.clear()
         self._ends.clear()
         life = self._begin(group)
+        token = current_execution.set([self.doing, current_execution.get(), None])
         try:
             for child in again:
                 await child.start(group)
@@ -316,6 +317,8 @@ class AgentSupervisor:
         except BaseException:
             await self.take_down(for_good=False)  # noqa: ASYNC102 - shields itself
             raise
+        finally:
+            current_execution.reset(token)
         life.ready.set()
 
     async def take_down(self, *, for_good: bool) -> None:
@@ -355,6 +358,7 @@ class AgentSupervisor:
 
     async def _run(self, life: "_Life") -> None:
         failure: AgentCrashedError | None = None
+        current_execution.set([self.doing, None, None])
         try:
             with life.scope:
                 failure = await self._watch(life)
@@ -395,8 +399,7 @@ class AgentSupervisor:
                 due = self._rule.next_due()
                 with anyio.move_on_at(math.inf if due is None else due):
                     await life.bell.wait()
-                if life.bell.is_set():
-                    life.bell = anyio.Event()
+                life.bell = anyio.Event()
             if failure is not None:
                 return failure
 

@@ -36,7 +36,7 @@ from agentcore._runtime_records import RuntimeConfig
 from agentcore._scheduler import Scheduler
 from agentcore._streams import AgentStream, check_buffer
 from agentcore._supervisor import AgentSupervisor
-from agentcore._task_factory import TaskFactory, remade
+from agentcore._task_factory import TaskFactory
 from agentcore._tasks import BaseTask
 from agentcore.errors import ConfigurationError, TaskRoutingError
 
@@ -60,7 +60,7 @@ class Work:
         self.config = config
         self.agents = agents
         self.tasks = tasks
-        tasks.resubmit = self._submit_like
+        tasks.plan_like = self._plan_like
 
     async def run(
         self,
@@ -420,16 +420,14 @@ class Work:
             check_retry("a task", retry, or_false=True)
         return made, Plan.make(made, route, timeout, deadline, queue_timeout, idle_timeout, retry or None, requires)
 
-    async def _submit_like(self, task: BaseTask, plan: Plan) -> TaskHandle:
-        """Submit a new task like one that has failed, planned as that was, to whoever serves it now."""
+    def _plan_like(self, task: BaseTask, plan: Plan) -> Plan:
+        """Plan a task as another one was planned, by whoever serves it now."""
         self._lifetime.check_place("requeue")
         deadline = plan.total.seconds if plan.total is not None else None
         route = self.agents.route(task.type, plan.requires)
-        again = remade(task)
-        same = Plan.make(
-            again, route, plan.timeout, deadline, plan.queue_timeout, plan.idle_timeout, plan.retry, plan.requires
+        return Plan.make(
+            task, route, plan.timeout, deadline, plan.queue_timeout, plan.idle_timeout, plan.retry, plan.requires
         )
-        return await self.tasks.submit(again, same)
 
     def _start_in(
         self, group: TaskGroup, task_type: str, timeout: float | None, fields: dict[str, Any], input: Mapping[str, Any]

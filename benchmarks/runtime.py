@@ -6,6 +6,7 @@
   `with anyio.fail_after(5): await f()`. Agent, handler and `f` do the same, and metrics are on, as always.
 - The frameworks of `_runtime_peers`, in the same rounds; on asyncio, where they all work. They are in no environment of the
   project, so this needs one of its own: `nox -s bench_runtime`. What is not installed has a line that says so.
+- Messages to a spawned agent until they have been handled, and its restart after a crash.
 - The end of a runtime with 10,000 executions asleep and no grace, against the end of a task group with as many tasks.
 - The line for a slot, with its bands of priority that age, against a heap.
 - With ``--million``, a million tasks through one runtime: what they leave behind. That takes some minutes.
@@ -32,6 +33,7 @@ import attrs
 from _rounds import Loop, Pair, Row, Timed, compare, main, measure, nothing
 from _runtime_growth import measure_million
 from _runtime_lines import measure_lines
+from _runtime_messages import measure_messages
 from _runtime_peers import Peer, installed, missing
 from _runtime_shutdown import measure_shutdowns
 
@@ -319,6 +321,7 @@ def benchmark(rounds: int, *, million: bool) -> list[Row]:
     logging.disable()  # some of the others tell of each message
     rows = [row for backend in BACKENDS for row in anyio.run(measure_uses, rounds, backend, backend=backend)]
     rows += rows_of_missing()
+    rows += [row for backend in BACKENDS for row in anyio.run(measure_messages, rounds, backend, backend=backend)]
     rows += [row for backend in BACKENDS for row in anyio.run(measure_shutdowns, backend, backend=backend)]
     rows += anyio.run(measure_lines, rounds)
     if million:

@@ -19,6 +19,7 @@ def some_files(tmp_path: Path) -> Path:
     (tmp_path / "code.py").write_text("def f(x):\n    return x  # TODO: more\n", encoding="utf-8")
     (tmp_path / "same.py").write_text("def f(x):\n    return x  # TODO: more\n", encoding="utf-8")
     (tmp_path / "notes.md").write_text("# Notes\n", encoding="utf-8")
+    (tmp_path / "app.log").write_bytes(b"2026-01-01 10:00:00 ERROR one\nno t\xe9xt\n2026-01-01 10:00:01 INFO two\n")
     return tmp_path
 
 

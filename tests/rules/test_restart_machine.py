@@ -128,9 +128,9 @@ class Model:
         return None
 
 
-NAMES = st.sampled_from("abcdef")
+NAMES = st.sampled_from("abcd")
 # Powers of two and their halves, so that sums are exact.
-DRAWS = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+DRAWS = st.sampled_from([0.0, 0.5, 1.0, 1.0])
 
 
 class RestartMachine(RuleBasedStateMachine):
@@ -138,11 +138,11 @@ class RestartMachine(RuleBasedStateMachine):
 
     @initialize(
         strategy=st.sampled_from(SupervisionStrategy),
-        intensity=st.sampled_from([0, 1, 2, 3, 8]),
+        intensity=st.sampled_from([0, 1, 2, 100, 100]),
         period=st.sampled_from([0.5, 2, 8, 64]),
-        first_wait=st.sampled_from([0, 0.5, 2]),
-        reset_after=st.sampled_from([0, 1, 4, 16]),
-        family=st.lists(st.sampled_from(RestartType), max_size=4),
+        first_wait=st.sampled_from([0, 0.5, 1]),
+        reset_after=st.sampled_from([0.5, 1, 4]),
+        family=st.lists(st.sampled_from(RestartType), min_size=1, max_size=4),
     )
     def begin(
         self,
@@ -214,12 +214,21 @@ class RestartMachine(RuleBasedStateMachine):
         while self.model.due(self.now) is not None:
             self.start(0.5, True)
 
+    @rule(name=NAMES, after=st.sampled_from([0, 0, 1]))
+    def crash_and_recover(self, name: str, after: int) -> None:
+        """All in one step: longer stories come together by chance."""
+        self.now += after * self.model.reset_after
+        self.end(name, 1.0, True)
+        for _ in self.model.children:
+            self.wait_until("due")
+        self.start_all()
+
     @invariant()
     def they_agree(self) -> None:
         children = self.model.children
         assert tuple(child.name for child in children) == self.subject.in_order()
         assert len(children) == len(self.subject)
-        for name in "abcdef":
+        for name in "abcd":
             child = self.model.find(name)
             assert (child is not None) == (name in self.subject)
             assert (child is not None and child.state == "up") == self.subject.is_up(name)

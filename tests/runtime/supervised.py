@@ -17,6 +17,7 @@ from agentcore import (
     AgentRef,
     AgentResult,
     AgentRuntime,
+    AgentSupervisor,
     Backoff,
     BaseAgent,
     CoreError,
@@ -29,6 +30,8 @@ from tests.runtime.lives import check_gone
 
 both_kinds = pytest.mark.parametrize("hosted", [False, True], ids=["strict", "hosted"])
 NO_WAIT: Final = Backoff(initial=0, maximum=0)
+TEN: Final = Backoff(initial=10, maximum=10, jitter=False)
+NAMES: Final = ("one", "two", "three")
 Live = Callable[[AgentContext], Awaitable[None]]
 
 
@@ -97,7 +100,7 @@ class Told(BaseAgent):
         starts = self.log.starts.get(self.name, [])
         what = starts.pop(0) if starts else True
         if callable(what):
-            what = await what()
+            what = await what() is not False
         if isinstance(what, BaseException):
             raise what
         self.log.note(f"up {self.name}" if what else f"not up {self.name}")
@@ -150,7 +153,7 @@ def config(name: str, **settings: Any) -> AgentConfig:
 
 @asynccontextmanager
 async def supervised(
-    hosted: bool = False, *, supervisor: Supervisor | None = None, grace: float = 1.0, **limits: int
+    hosted: bool = False, *, supervisor: Supervisor | None = None, grace: float = 1.0, alone: bool = True, **limits: int
 ) -> AsyncGenerator[tuple[AgentRuntime, Log]]:
     """Enter a runtime and leave it; then check that nothing is left: no task, message, ask, and everything was ended once."""
     before = len(current_simulation().tasks())
@@ -166,7 +169,7 @@ async def supervised(
         await check_gone(runtime)
         with anyio.CancelScope(shield=True):
             await current_simulation().settle()
-        assert len(current_simulation().tasks()) == before
+        assert not alone or len(current_simulation().tasks()) == before
         assert 0 == runtime.statistics().messages
         assert [] == runtime.supervisor.agents()
 
@@ -190,3 +193,19 @@ async def told(work: Callable[[], Awaitable[Any]]) -> type[CoreError] | None:
     except CoreError as error:
         return type(error)
     return None
+
+
+async def spawn_all(runtime: AgentRuntime, log: Log, *names: str, **options: Any) -> dict[str, AgentRef]:
+    """Spawn agents, and forget how they have come up."""
+    refs = {name: await runtime.spawn(log.make, config(name), **options) for name in names}
+    log.take()
+    return refs
+
+
+async def below(
+    runtime: AgentRuntime, log: Log, *names: str, **settings: Any
+) -> tuple[AgentSupervisor, dict[str, AgentRef]]:
+    """Start a supervisor below the first one, and agents below that."""
+    restart = settings.pop("restart", "permanent")
+    supervisor = await runtime.supervisor.supervise("below", Supervisor(**settings), restart=restart)
+    return supervisor, {name: await supervisor.spawn(log.make, config(name)) for name in names}
