@@ -20,6 +20,7 @@ pytest.register_assert_rewrite(
             "of_pools_hosted",
             "of_pools_hosts",
             "of_runtime",
+            "of_supervision",
             "of_systems",
             "of_tasks",
             "pool_states",

@@ -14,6 +14,7 @@ from tests.sweeps import (
     of_pools_hosted,
     of_pools_hosts,
     of_runtime,
+    of_supervision,
     of_systems,
     of_tasks,
 )
@@ -33,6 +34,7 @@ FILLED_BY = (
     of_pools_hosted,
     of_pools_hosts,
     of_runtime,
+    of_supervision,
     of_systems,
     of_tasks,
 )
