@@ -63,6 +63,7 @@ class Tree(Runtime):
         strategy: who is started again together with an agent that has crashed.
         delay: after how many seconds.
         starts: what `initialize` of an agent does at each start, by its name.
+        is_empty: whether the two agents are for the scenario to spawn.
         **settings: of the runtime.
     """
 
@@ -72,11 +73,13 @@ class Tree(Runtime):
         strategy: str = "one_for_one",
         delay: float = 0.0,
         starts: dict[str, tuple[str, ...]] | None = None,
+        is_empty: bool = False,
         **settings: Any,
     ) -> None:
         backoff = Backoff(initial=delay, maximum=delay, jitter=False)
         super().__init__(supervisor=Supervisor(strategy, 1000, backoff=backoff), **settings)
         self.starts = starts or {}
+        self.is_empty = is_empty
         self.made: list[Member] = []
         self.begun: list[tuple[Any, ...]] = []
         self.accepted: list[tuple[Any, ...]] = []
@@ -86,7 +89,7 @@ class Tree(Runtime):
 
     async def __aenter__(self) -> Any:
         await super().__aenter__()
-        if not self.inside:
+        if not self.inside and not self.is_empty:
             await self.spawn_both()
         return self
 
