@@ -79,7 +79,7 @@ class Doing:
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
 
 
 class Overseer(Protocol):
