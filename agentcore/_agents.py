@@ -284,8 +284,8 @@ class BaseAgent(abc.ABC):
         at = math.inf if outer is None else outer.at
         if self.config.timeout is not None:
             at = min(at, anyio.current_time() + self.config.timeout)
-        elif outer is None and call is None and idle is None:
-            return await self.process(context)
+        elif outer is None and idle is None and (call is None or call.is_message):
+            return await self.process(context)  # the scope of a message's call is that of who handles messages
         # move_on_at and no CancelScope(): the latter initialises each scope twice (AnyIO 4.16).
         scope = anyio.move_on_at(at)
         self._scopes[scope] = execution
@@ -436,13 +436,17 @@ class BaseAgent(abc.ABC):
         scope = anyio.move_on_at(limit.at if limit is not None else None)
         if execution is not None:
             self._scopes[scope] = execution
+        around = None
         if call is not None:
+            around = call.scope
             call.enter(scope)
         try:
             with scope:
                 return await work
         finally:
             self._scopes.pop(scope, None)
+            if call is not None:
+                call.scope = around
         if execution is not None and self._life.terminating:
             raise _agent_errors.gone(self.name)
         if call is not None and call.interruption is not None:

@@ -417,7 +417,7 @@ class Spawned:
                     await self._mailbox.wait()
                     if self.agent is not agent:
                         return  # it has come to its end: what waits is for the next one
-                    if not await self._handle(agent, self._mailbox.take()):
+                    if not await self._handle(presence, self._mailbox.take()):
                         return
                     handled += 1
                     if handled % _BATCH == 0:
@@ -458,14 +458,15 @@ class Spawned:
         elif cancelled and anyio.current_effective_deadline() > -math.inf:
             self.crashed(agent, AgentCrash(f"a task of agent {self.name!r} was cancelled from outside of the runtime"))
 
-    async def _handle(self, agent: BaseAgent, context: AgentContext) -> bool:
+    async def _handle(self, presence: _Presence, context: AgentContext) -> bool:
         """Handle a message; tell whether the agent can go on."""
-        call = context._call
+        agent, call = presence.agent, context._call
         assert call is not None  # whoever has sent it has made it  # noqa: S101
         if call.interruption is not None:
             self._drop(context, text_of(call.interruption))
             return True
         self._calls.add(call)
+        call.scope = presence.scope  # to end the handling is to end the agent
         link = [self._room, None, call]
         current_execution.set(link)
         failure: BaseException | None = None
@@ -475,7 +476,9 @@ class Spawned:
         except Exception as error:  # noqa: BLE001 - a crash, or how it was ended
             failure = error
         except BaseException:
-            self._drop(context, "its handling was cancelled")
+            self._drop(
+                context, "its handling was cancelled" if call.interruption is None else text_of(call.interruption)
+            )
             raise
         finally:
             link[0] = None

@@ -263,7 +263,8 @@ class Work:
         self._post(ref).tell_nowait(self._message(message))
 
     def _post(self, ref: AgentRef | str) -> Post:
-        self.tasks.check_open("a message", agent=str(ref))
+        if self.tasks.state != "open":
+            self.tasks.check_open("a message", agent=str(ref))
         self._lifetime.check_place("tell")
         if isinstance(ref, AgentRef):
             return ref._post

@@ -3,7 +3,7 @@
 | name | the calls |
 |---|---|
 | `agent:planner` | `process` of every agent whose configuration is called `planner` |
-| `agent:planner.initialize` | its `initialize`; also `.terminate` and `.handle_error` |
+| `agent:planner.initialize` | its `initialize`; also `.terminate`, `.handle_error` and `.live` |
 | `handler:summarise` | the function that handles tasks of type `summarise` |
 | `thread:parse` | the hand-off of a function called `parse` to a worker thread |
 | `registry:tools` | `get` of the registry called `tools` |
@@ -21,7 +21,7 @@ from agentcore._resources import Resources
 
 from ._faults import Target, register_targets
 
-_AGENT_METHODS: Final = ("process", "initialize", "terminate", "handle_error")
+_AGENT_METHODS: Final = ("process", "initialize", "terminate", "handle_error", "live")
 
 
 def _agents(name: str) -> list[Target]:

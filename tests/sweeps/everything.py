@@ -15,6 +15,7 @@ from tests.sweeps import (
     of_pools_hosts,
     of_retries,
     of_runtime,
+    of_supervision,
     of_systems,
     of_tasks,
 )
@@ -35,6 +36,7 @@ FILLED_BY = (
     of_pools_hosts,
     of_retries,
     of_runtime,
+    of_supervision,
     of_systems,
     of_tasks,
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import attrs
 
-from tests.sweeps import of_life, of_life_ends, of_life_groups, of_retries, of_runtime
+from tests.sweeps import of_life, of_life_ends, of_life_groups, of_retries, of_runtime, of_supervision
 from tests.sweeps.scenarios import TABLE, Runtime, hosted
 
-FILLED_BY = (of_runtime, of_life, of_life_groups, of_life_ends, of_retries)
+FILLED_BY = (of_runtime, of_life, of_life_groups, of_life_ends, of_retries, of_supervision)
 
 for one in list(TABLE.values()):
     if one.act.__module__ in {module.__name__ for module in FILLED_BY} and isinstance(one.build(), Runtime):

@@ -30,6 +30,7 @@ from agentcore import (
     CoreError,
     Event,
     RuntimeConfig,
+    Supervisor,
     TaskHandle,
     TaskState,
 )
@@ -344,6 +345,7 @@ class Runtime(State):
         inside: whether the scenario itself enters and leaves the runtime.
         concurrency: executions of a handler at a time.
         lose: the errors that agents raise when they are terminated.
+        supervisor: how the runtime mends the agents that are spawned.
         **limits: of the runtime.
     """
 
@@ -357,10 +359,11 @@ class Runtime(State):
         concurrency: int | None = None,
         agents: tuple[BaseAgent, ...] = (),
         lose: tuple[str, ...] = (),
+        supervisor: Supervisor | None = None,
         **limits: int,
     ) -> None:
         self.is_hosted = _hosted.get()
-        self.runtime = AgentRuntime(RuntimeConfig(**limits), grace=grace, hosted=self.is_hosted)
+        self.runtime = AgentRuntime(RuntimeConfig(**limits), supervisor=supervisor, grace=grace, hosted=self.is_hosted)
         self.tasks: list[BaseTask] = []
         self.handles: list[TaskHandle] = []
         self.events: list[Event] = []

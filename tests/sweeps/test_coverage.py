@@ -55,9 +55,8 @@ def public_coroutines() -> Iterator[str]:
             # Who defines how it is awaited need not do so by a coroutine function.
             if is_public and (name == "__await__" or is_asynchronous(inspect.getattr_static(cls, name))):
                 owner = next(base for base in cls.__mro__ if name in base.__dict__)
-                if owner is Work:  # a part of it that nobody sees
-                    owner = AgentRuntime
-                yield f"{owner.__name__}.{name}"
+                # `Work` is a part of the runtime that nobody sees.
+                yield f"{AgentRuntime.__name__ if owner is Work else owner.__name__}.{name}"
 
 
 def test_every_public_coroutine_is_swept() -> None:
