@@ -72,7 +72,7 @@ class RetryBudget:
         """Pay in for a call."""
         # Without the lock and the clock, on a path that is hot: what another thread takes out at this moment is a whole
         # retry, and this would be a part of one.
-        if self._bucket.is_full:
+        if self._bucket._tokens >= self.capacity:
             return
         with self._lock:
             self._bucket.available(_interop.clock())

@@ -40,11 +40,6 @@ class TokenBucket:
         self._tokens = capacity
         self._at: float | None = None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing can be put in, whatever the time is."""
-        return self._tokens >= self.capacity
-
     def available(self, now: float) -> float:
         """Return the tokens that there are."""
         if self._at is None:

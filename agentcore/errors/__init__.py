@@ -120,7 +120,7 @@ class TaskStateError(TaskError, ValueError):
 class TaskTimeoutError(TaskError, TimeoutError):
     """A deadline of the task passed.
 
-    Details: ``task_id``, ``deadline`` (which one: ``timeout``, ``total``), ``timeout`` (seconds) or ``timeout_ms``.
+    Details: ``task_id``, ``deadline`` (which one: ``timeout``, ``queue``, ``total``), ``timeout`` (seconds) or ``timeout_ms``.
     """
 
     code = "task_timeout"
@@ -224,7 +224,8 @@ class AgentInitializationError(AgentError):
 class AgentTimeoutError(AgentError, TimeoutError):
     """An execution or a termination outlived its deadline.
 
-    Details: ``agent``, ``deadline`` (which one: ``agent``, ``timeout``, ``total``, ``terminate``), ``timeout`` (seconds).
+    Details: ``agent``, ``deadline`` (which one: ``agent``, ``timeout``, ``idle``, ``total``, ``terminate``), ``timeout``
+    (seconds).
     """
 
     code = "agent_timeout"
