@@ -162,7 +162,7 @@ class Spawned:
         self._room = Doing(f"mailbox of {self.name}")
         self._life = Doing(f"life of {self.name}")
         self._coming = Doing(f"start of {self.name}")
-        self._is_gone = self._is_quiet = False
+        self._is_gone = self._is_quiet = self._is_refusing = False
         self._change = anyio.Event()  # set when somebody comes, or nobody ever will
         self._presence: _Presence | None = None  # of the agent that is there, or has just crashed
         self._passing: BaseAgent | None = None  # who is about to come, or to go
@@ -263,6 +263,7 @@ class Spawned:
 
     def drop_messages(self, why: str) -> None:
         """Accept no message any more and drop those that wait."""
+        self._is_refusing |= not self._is_gone
         for context in self._mailbox.close():
             self._drop(context, why)
 
@@ -378,7 +379,8 @@ class Spawned:
     def _check_there(self) -> None:
         self._house.check_place("tell")
         if self._mailbox.is_closed:
-            raise self._gone() if self._is_gone else self._house.refusal("a message")
+            # Of an agent that is gone with its runtime too: who has waited may go on only then.
+            raise self._house.refusal("a message") if self._is_refusing else self._gone()
 
     def _note_accepted(self, context: AgentContext) -> None:
         assert context._call is not None  # whoever sends it has made it  # noqa: S101

@@ -602,7 +602,7 @@ async def test_an_agent_of_another_runtime_in_the_same_loop() -> None:
         await settle()
     assert [1] == log.handled["one"]
     async with supervised() as (third, _):
-        assert AgentTerminatedError is await told(lambda: third.tell(ref))
+        assert RuntimeClosedError is await told(lambda: third.tell(ref))
 
 
 @pytest.mark.anyio

@@ -11,8 +11,8 @@ queue, a circle; 16. a producer that never gives way.
 Row 15, a store of conversations that grows with the square of their length, does not apply: there is no store yet, and a
 runtime keeps nothing of what agents have said. What is nearest to it, the checkpoints of one long task, is tested. Of row 4
 there is nothing that drops messages; tasks that are refused, by the runtime or by a busy agent, withdrawn or ended by hand
-take its place. Of row 14, `tell` and mailboxes are not there yet: `submit` with its bounded queue, and agents with a bounded
-line, take their place. Of row 6, instances for each key are agents that are made for one ask.
+take its place. Of row 14, `submit` with its bounded queue, and agents with a bounded line; messages, and what else is known
+of actors, are in `test_weaknesses_of_actors`. Of row 6, instances for each key are agents that are made for one ask.
 """
 
 from __future__ import annotations
