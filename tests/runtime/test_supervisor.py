@@ -394,6 +394,59 @@ async def test_an_agent_that_waits_for_its_own_start(hosted: bool) -> None:
     assert [AgentDeadlockError] * 2 == outcomes
 
 
+@both_kinds
+@simulate(runs=RUNS)
+async def test_who_waits_for_an_agent_lends_his_slot(hosted: bool) -> None:
+    """There is one slot: a task waits for an agent that runs a task when it starts, another for room where one is run."""
+    async with supervised(hosted, in_flight=1) as (runtime, log):
+
+        async def run_later() -> None:
+            await anyio.sleep(1)
+            await runtime.run("three")
+
+        await spawn_all(runtime, log, *NAMES, mailbox=1)
+        log.starts["one"] = [run_later]
+        with pytest.raises(AgentCrash):
+            await runtime.ask("one", {"do": "crash"})
+        with anyio.fail_after(5):
+            assert await runtime.run("one")
+            go_on = anyio.Event()
+
+            async def wait_and_run(_: AgentContext) -> None:
+                await go_on.wait()
+                await run_later()
+
+            async def tell(context: AgentContext) -> None:
+                go_on.set()
+                await context.tell("one")
+
+            for _ in range(2):
+                await runtime.tell("one", {"do": wait_and_run})
+                await settle()
+            await runtime.run("two", {"do": tell})
+            assert await runtime.drain()
+    assert 3 == len(log.handled["three"])
+
+
+@both_kinds
+@simulate(runs=RUNS)
+async def test_agents_that_wait_for_each_others_start(hosted: bool) -> None:
+    """One supervisor starts one after the other: who asks, while he starts, one that comes later is told of the circle."""
+    outcomes: list[Any] = []
+    async with supervised(hosted, supervisor=at_once("one_for_all")) as (runtime, log):
+
+        async def ask() -> bool:
+            outcomes.append(await told(lambda: runtime.ask("two")))
+            return True
+
+        await spawn_all(runtime, log, "one", "two")
+        log.starts["one"] = [ask]
+        with anyio.fail_after(1):
+            await crash(runtime, "two")
+            assert (await runtime.ask("two")).success
+    assert [AgentDeadlockError] == outcomes
+
+
 # Events and looks.
 
 
