@@ -41,6 +41,8 @@ QUICK = (
     "hold_resources",
     "leave_with_everything_under_way",
     "open_and_close",
+    "crash_with_all_others",
+    "leave_with_agents_at_work_hosted",
 )
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
