@@ -208,7 +208,7 @@ class Call:
     __slots__ = ("interruption", "is_message", "scope")
 
     def __init__(self, is_message: bool = False) -> None:
-        self.is_message = is_message
+        self.is_message: bool = is_message
         self.scope: anyio.CancelScope | None = None
         self.interruption: Exception | None = None
 

@@ -250,8 +250,9 @@ class BaseAgent(abc.ABC):
         execution: Execution = [self, around, context._call]
         token = current_execution.set(execution)
         try:
-            is_limited = self.config.timeout is not None or context._limit or context._call or context._idle
-            if life.initialized and not is_limited:
+            is_limited = self.config.timeout is not None or context._limit or context._idle
+            # The scope of a message's call is that of who handles messages, which saves it one of its own.
+            if life.initialized and not is_limited and ((call := context._call) is None or call.is_message):
                 result = await self.process(context)
             else:
                 result = await self._process(context, execution)
@@ -285,7 +286,7 @@ class BaseAgent(abc.ABC):
         if self.config.timeout is not None:
             at = min(at, anyio.current_time() + self.config.timeout)
         elif outer is None and idle is None and (call is None or call.is_message):
-            return await self.process(context)  # the scope of a message's call is that of who handles messages
+            return await self.process(context)
         # move_on_at and no CancelScope(): the latter initialises each scope twice (AnyIO 4.16).
         scope = anyio.move_on_at(at)
         self._scopes[scope] = execution

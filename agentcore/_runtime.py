@@ -114,7 +114,7 @@ class AgentRuntime(Work):
             check_place=lambda method: self._lifetime.check_place(method),  # noqa: PLW0108 - it is made below
             refusal=self.tasks.refusal,
         )
-        self.supervisor = AgentSupervisor(NAME, checked_supervisor(supervisor), house)
+        self.supervisor: AgentSupervisor = AgentSupervisor(NAME, checked_supervisor(supervisor), house)
         self.agents.posts = self.supervisor.agents
         self._lifetime = Lifetime(
             supervisor=self.supervisor,

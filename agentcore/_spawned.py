@@ -79,7 +79,7 @@ class Doing:
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
 
 
 class Overseer(Protocol):
@@ -414,7 +414,8 @@ class Spawned:
         try:
             with presence.scope:
                 while True:
-                    await self._mailbox.wait()
+                    if not self._mailbox:
+                        await self._mailbox.wait()
                     if self.agent is not agent:
                         return  # it has come to its end: what waits is for the next one
                     if not await self._handle(presence, self._mailbox.take()):

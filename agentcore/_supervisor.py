@@ -8,7 +8,6 @@ which ends then.
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
-import enum
 import inspect
 import logging
 import math
@@ -16,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final, Literal, Protocol, TypeVar, final
+from typing import Any, Final, Literal, Protocol, final
 
 import anyio
 import anyio.abc
@@ -30,7 +29,7 @@ from agentcore._agents import BaseAgent
 from agentcore._context import current_execution, current_runtime, end_structure
 from agentcore._layer import check_name
 from agentcore._rules.backoff import Backoff, check_number, show
-from agentcore._rules.restart import RestartType, Supervision, SupervisionStrategy
+from agentcore._rules.restart import RestartType, Supervision, SupervisionStrategy, to_member
 from agentcore._spawned import Doing, House, Spawned, as_failure, is_crash
 from agentcore.errors import AgentCrashedError, AgentError, ConfigurationError, text_of, texts_of
 
@@ -41,7 +40,7 @@ NAME: Final = "root"
 
 
 def _to_strategy(value: SupervisionStrategy | str) -> SupervisionStrategy:
-    return _to(SupervisionStrategy, "strategy", value)
+    return to_member(SupervisionStrategy, "strategy", value)
 
 
 @final
@@ -139,7 +138,7 @@ class AgentSupervisor:
         self.name: str = name
         self.config: Final = config
         self.restart: RestartType = restart
-        self.doing = Doing(f"supervisor {name}")
+        self.doing: Doing = Doing(f"supervisor {name}")
         self._house = house
         self._above = above
         self._names: dict[str, Child] = {} if above is None else above._names  # of all in the tree
@@ -221,7 +220,7 @@ class AgentSupervisor:
         self._check_open(name)
         check_name("supervisor", name)
         self._check_name(name)
-        kind = _to(RestartType, "restart", restart)
+        kind = to_member(RestartType, "restart", restart)
         below = AgentSupervisor(name, checked_supervisor(config), self._house, self, kind)
         self._names[name] = below
         below._begin(self._adopt(below)).ready.set()
@@ -421,13 +420,16 @@ class AgentSupervisor:
 
     async def _start_again(self, child: Child) -> AgentCrashedError | None:
         assert self._group is not None  # it is up  # noqa: S101
+        failure: BaseException | None = None
         try:
             await child.start(self._group)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - what is none of an agent goes on
             if not is_crash(error):
                 raise
-            self._note_crash(child, error)
-            return await self._carry_out(child, error)
+            failure = error
+        if failure is not None:
+            self._note_crash(child, failure)
+            return await self._carry_out(child, failure)
         self._rule.started(child.name, anyio.current_time())
         self._house.log.emit("agent_restarted", agent=child.name)
         return None
@@ -538,20 +540,6 @@ class _Request:
         self.done = anyio.Event()
 
 
-E = TypeVar("E", bound=enum.StrEnum)
-
-
-def _to(cls: type[E], name: str, value: object) -> E:
-    try:
-        return cls(value)  # type: ignore[arg-type]  # that is the question
-    except ValueError:
-        raise ConfigurationError(
-            f"{name} of a supervisor must be one of {', '.join(repr(one.value) for one in cls)}: got {show(value)}; "
-            f"write {cls.__name__}.{next(iter(cls)).name}",
-            {"name": name, "value": value},
-        ) from None
-
-
 def _blueprint(
     agent: object, config: AgentConfig | None, restart: RestartType | str | None, shutdown: float | None
 ) -> tuple[Callable[[], BaseAgent], AgentConfig, RestartType]:
@@ -560,7 +548,7 @@ def _blueprint(
     Raises:
         ConfigurationError: that cannot be.
     """
-    kind = None if restart is None else _to(RestartType, "restart", restart)
+    kind = None if restart is None else to_member(RestartType, "restart", restart)
     if isinstance(agent, BaseAgent):
         if config is not None or kind not in (None, RestartType.TEMPORARY):
             raise ConfigurationError(

@@ -265,9 +265,9 @@ class Work:
     def _post(self, ref: AgentRef | str) -> Post:
         if self.tasks.state != "open":
             self.tasks.check_open("a message", agent=str(ref))
-        self._lifetime.check_place("tell")
         if isinstance(ref, AgentRef):
-            return ref._post
+            return ref._post  # it knows by itself where it may be called
+        self._lifetime.check_place("tell")
         post = self.supervisor.find(ref) if isinstance(ref, str) else None
         if post is None:
             known = [post.name for post in self.supervisor.agents()]

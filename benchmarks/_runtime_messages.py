@@ -7,14 +7,15 @@ the next agent handles; that contains two messages, the end of one agent and the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import anyio
 import anyio.lowlevel
 import attrs
-from _rounds import Loop, Pair, Row, compare, measure_loops
+from _rounds import Loop, Pair, Row, compare
 
 from agentcore import (
     AgentConfig,
@@ -33,6 +34,7 @@ BARE: Final = (
     "for comparison: a checkpoint, a deque, a task that waits at it by an event, an event that tells of the end"
 )
 BATCH: Final = 100
+MeasureLoops: TypeAlias = Callable[[dict[str, Loop], int], Awaitable[dict[str, list[float]]]]
 # No restart is one too many, and none waits.
 MENDING: Final = Supervisor(intensity=1000, period=1e-6, backoff=Backoff(0, maximum=0))
 
@@ -42,11 +44,25 @@ async def answer() -> AgentResult:
     return AgentResult.success_result({"answer": 42})
 
 
+@attrs.define
+class Expected:
+    """What is waited for: it outlives the agents.
+
+    Attributes:
+        left: how many messages have not been handled yet.
+        handled: set when all have.
+    """
+
+    left: int = 0
+    handled: anyio.Event = attrs.Factory(anyio.Event)
+
+
 class Handling(BaseAgent):
     """An agent that tells when so many messages have been handled, or crashes."""
 
-    left: int = 0
-    handled: anyio.Event
+    def __init__(self, expected: Expected, config: AgentConfig) -> None:
+        super().__init__(config)
+        self.expected = expected
 
     async def initialize(self) -> bool:
         """Need nothing."""
@@ -56,10 +72,10 @@ class Handling(BaseAgent):
         """Make a result."""
         if context.parameters:
             raise AgentCrash("as wanted")
-        cls = type(self)
-        cls.left -= 1
-        if not cls.left:
-            cls.handled.set()
+        expected = self.expected
+        expected.left -= 1
+        if not expected.left:
+            expected.handled.set()
         return await answer()
 
     async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
@@ -108,17 +124,17 @@ class Told:
     Attributes:
         runtime: the runtime.
         agent: is told.
-        kind: its class, which counts.
+        expected: what it counts.
     """
 
     runtime: AgentRuntime
     agent: AgentRef
-    kind: type[Handling]
+    expected: Expected
 
     def expect(self, number: int) -> Callable[[], Any]:
         """Return what waits until so many messages have been handled."""
-        self.kind.left, self.kind.handled = number, anyio.Event()
-        return self.kind.handled.wait
+        self.expected.left, self.expected.handled = number, anyio.Event()
+        return self.expected.handled.wait
 
     async def tell(self, number: int) -> None:
         """Tell, and wait until it is handled."""
@@ -167,8 +183,8 @@ ROWS: Final[dict[str, tuple[str, float | None]]] = {
 }
 
 
-async def measure_messages(rounds: int, backend: str) -> list[Row]:
-    """Measure all of them in turns, in the event loop that runs."""
+async def measure_messages(measure: MeasureLoops, rounds: int, backend: str) -> list[Row]:
+    """Measure all of them in turns by a function, in the event loop that runs."""
     loops: dict[str, Loop] = {WITHIN: call_within}
     pairs = [Pair(what=BARE, subject=BARE, reference=WITHIN)]
     async with AsyncExitStack() as stack:
@@ -179,10 +195,11 @@ async def measure_messages(rounds: int, backend: str) -> list[Row]:
         loops[BARE] = bare.tell
         for kind, hosted in (("strict", False), ("hosted", True)):
             runtime = await stack.enter_async_context(AgentRuntime(supervisor=MENDING, hosted=hosted))
-            counting = type("Counting", (Handling,), {})
-            told = Told(runtime, await runtime.spawn(counting, AgentConfig("handling", "bench")), counting)
+            expected = Expected()
+            agent = await runtime.spawn(partial(Handling, expected), AgentConfig("handling", "bench"))
+            told = Told(runtime, agent, expected)
             for name, (what, goal) in ROWS.items():
                 loops[f"{kind} {name}"] = getattr(told, name)
                 pairs.append(Pair(what=f"{what}, {kind}", subject=f"{kind} {name}", reference=WITHIN, at_most=goal))
-        figures = await measure_loops(loops, rounds)
+        figures = await measure(loops, rounds)
     return compare(figures, pairs, "ns", backend)

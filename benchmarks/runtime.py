@@ -321,7 +321,8 @@ def benchmark(rounds: int, *, million: bool) -> list[Row]:
     logging.disable()  # some of the others tell of each message
     rows = [row for backend in BACKENDS for row in anyio.run(measure_uses, rounds, backend, backend=backend)]
     rows += rows_of_missing()
-    rows += [row for backend in BACKENDS for row in anyio.run(measure_messages, rounds, backend, backend=backend)]
+    for backend in BACKENDS:
+        rows += anyio.run(measure_messages, measure_warm, rounds, backend, backend=backend)
     rows += [row for backend in BACKENDS for row in anyio.run(measure_shutdowns, backend, backend=backend)]
     rows += anyio.run(measure_lines, rounds)
     if million:

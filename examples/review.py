@@ -16,7 +16,6 @@ import os
 import sys
 import tokenize
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -30,6 +29,7 @@ from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, Base
 Json = dict[str, Any]
 
 LONG, DEEP, MOST = 60, 5, 5
+FIGURES = ("lines", "functions", "longest", "depth")
 SKIPPED = {".git", ".nox", ".tox", ".venv", "venv", "node_modules", "__pycache__"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.Try, ast.TryStar)
@@ -40,7 +40,7 @@ BLOCKS = (*FUNCTIONS, *LOOPS, ast.If, ast.ClassDef, ast.With, ast.AsyncWith, ast
 def measure(path: str) -> Json:
     """Return the figures of a file; of its functions none if it cannot be parsed. Computes, so it is a job for a process."""
     content = Path(path).read_bytes()
-    row: Json = {"path": path, "lines": content.count(b"\n"), "functions": 0, "longest": 0, "depth": 0}
+    row: Json = {"path": path, **dict.fromkeys(FIGURES, 0), "lines": content.count(b"\n")}
     try:
         functions = table(content)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -104,11 +104,14 @@ class Planner(Part):
             handles = {path: group.start("review", {"path": path}) for path in files if path != first}
             if first:
                 handles[first] = group.start("review", {"path": first}, priority=agentcore.TaskPriority.CRITICAL)
-            ends = {path: await handle.wait() for path, handle in handles.items()}
-        none = {"lines": 0, "functions": 0, "longest": 0, "depth": 0}
-        rows = [end.output or {**none, "path": path, "trouble": str(end.error)} for path, end in ends.items()]
-        report: Json = {"files": len(rows), **{key: sum(row[key] for row in rows) for key in ("lines", "functions")}}
-        for key in ("longest", "depth"):
+            rows, back = list[Json](), 0
+            for path, handle in handles.items():
+                end = await handle.wait()
+                rows.append(end.output or {**dict.fromkeys(FIGURES, 0), "path": path, "trouble": str(end.error)})
+                back += "sent_back" in rows[-1]
+                context.progress(f"{len(rows)} of {len(handles)} files, {back} sent back")
+        report: Json = {"files": len(rows), **{key: sum(row[key] for row in rows) for key in FIGURES[:2]}}
+        for key in FIGURES[2:]:
             report[key] = {row["path"]: row[key] for row in sorted(rows, key=itemgetter(key), reverse=True)[:MOST]}
         for key in ("worst", "sent_back", "trouble"):
             report[key] = {row["path"]: row[key] for row in rows if key in row}
@@ -163,12 +166,10 @@ async def start(runtime: AgentRuntime, workers: int | None = None) -> None:
         await runtime.spawn(make, AgentConfig(name, "review", max_concurrency=None))
 
 
-def show(seen: Counter[str], event: agentcore.Event) -> None:
-    """Tell how far it is, when that has changed."""
-    seen[what := f"{event.event_type} {event.data.get('type')}"] += 1
-    if what in {"task_completed review", "task_accepted inspect"}:
-        done, known, back = seen["task_completed review"], seen["task_accepted review"], seen["task_accepted inspect"]
-        print(f"\r{done} of {known} files, {back} sent back", end="", file=sys.stderr, flush=True)
+def show(event: agentcore.Event) -> None:
+    """Tell how far it is."""
+    if event.event_type == "task_progress":
+        print(f"\r{event.data['value']}", end="", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -183,7 +184,7 @@ def main() -> None:
         parser.error(f"path must be that of a folder that is there: got {asked.path!r}; name one")
 
     async def program(runtime: AgentRuntime) -> Json:
-        runtime.subscribe(partial(show, Counter()))
+        runtime.subscribe(show)
         await start(runtime, asked.workers)
         return await runtime.run("plan", {"path": asked.path, "first": asked.first})
 

@@ -24,13 +24,33 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeAlias, final
+from typing import Final, TypeAlias, TypeVar, final
 
 import attrs
 
-from agentcore._rules.backoff import Backoff
+from agentcore._rules.backoff import Backoff, show
+from agentcore.errors import ConfigurationError
 
 _Names: TypeAlias = tuple[str, ...]
+
+
+E = TypeVar("E", bound=enum.StrEnum)
+
+
+def to_member(cls: type[E], name: str, value: object) -> E:
+    """Return the member of an enumeration that a value stands for.
+
+    Raises:
+        ConfigurationError: it stands for none.
+    """
+    try:
+        return cls(value)  # type: ignore[arg-type]  # that is the question
+    except ValueError:
+        raise ConfigurationError(
+            f"{name} of a supervisor must be one of {', '.join(repr(one.value) for one in cls)}: got {show(value)}; "
+            f"write {cls.__name__}.{next(iter(cls)).name}",
+            {"name": name, "value": value},
+        ) from None
 
 
 class SupervisionStrategy(enum.StrEnum):

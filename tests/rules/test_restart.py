@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agentcore import Backoff
-from agentcore._rules.restart import NOTHING, RestartType, Supervision, SupervisionStrategy, Verdict
+from agentcore import Backoff, ConfigurationError
+from agentcore._rules.restart import NOTHING, RestartType, Supervision, SupervisionStrategy, Verdict, to_member
 
 ONE_FOR_ONE, ONE_FOR_ALL, REST_FOR_ONE = SupervisionStrategy
 PERMANENT, TRANSIENT, TEMPORARY = RestartType
@@ -376,3 +376,13 @@ def test_a_thousand_crashes_of_one_child_are_none_of_its_siblings_business() -> 
         assert rules.ended("b", 1, 0.5, crashed=True) == Verdict(restart=("b",))
         start_those_due(rules, 1)
     assert rules.ended("b", 1, 0.5, crashed=True) == Verdict(stop=("c", "a"), gives_up=True)
+
+
+def test_a_value_that_stands_for_none() -> None:
+    """What there is is listed."""
+    assert RestartType.TRANSIENT is to_member(RestartType, "restart", "transient")
+    with pytest.raises(
+        ConfigurationError,
+        match=r"restart of a supervisor must be one of 'permanent', 'transient', 'temporary': got 'always'; write RestartType\.PERMANENT",
+    ):
+        to_member(RestartType, "restart", "always")

@@ -315,7 +315,7 @@ async def ask_who_is_started_again(state: Tree) -> None:
             group.start_soon(state.quietly, state.ask)
         group.start_soon(state.quietly, state.run, "first")
         handle = await state.submit("first")
-        await handle.wait()
+        await state.retrieve(handle)
     state.expect([AgentCrash] == [type(error) for error in state.outcomes if error is not None])
 
 
