@@ -138,7 +138,7 @@ class Reviewer(Part):
 
     async def process(self, context: AgentContext) -> AgentResult:
         """Have a file measured, and maybe inspected."""
-        row = await context.run("measure", context.input)
+        row = await context.run("metrics", context.input)
         if why := doubt(row):
             row = {**await context.run("inspect", context.input), "sent_back": why, "place": row["place"]}
         return AgentResult.success_result(row)
@@ -161,7 +161,7 @@ def list_files(folder: str) -> list[str]:
 async def start(runtime: AgentRuntime, workers: int | None = None) -> None:
     """Have a runtime do reviews, whatever else it does: ``await runtime.run("plan", {"path": ..., "first": None})``."""
     runtime.pool("metrics", "process", ProcessWorkerPoolConfig(workers=workers))
-    ways = {"measure": partial(Worker, measure), "inspect": partial(Worker, inspect)}
+    ways = {"metrics": partial(Worker, measure), "inspect": partial(Worker, inspect)}
     for name, make in {"plan": Planner, "review": Reviewer, **ways}.items():
         await runtime.spawn(make, AgentConfig(name, "review", max_concurrency=None))
 
