@@ -153,7 +153,7 @@ class Lifetime:
         self.now = _interop.local_clock()
         self._post = _interop.wake_up_function()
         self._tasks.open(group)
-        self._supervisor.open(group)
+        self._supervisor._open(group)
         self._breakers.open(group)
         self._resources.open(group)
         self._portal.open(group, self.now)
@@ -241,7 +241,7 @@ class Lifetime:
     async def drain(self, timeout: float | None) -> bool:
         """Take no further work from outside, and wait until what there is has ended; see `AgentRuntime.drain`."""
         self._tasks.stop_accepting()
-        self._supervisor.quieten()
+        self._supervisor._quieten()
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(timeout) as scope:
             await self._tasks.wait_idle()
@@ -249,7 +249,7 @@ class Lifetime:
 
     async def shutdown(self, grace: float | None, reason: str) -> ShutdownReport:
         """Drain, then end everything in order; see `AgentRuntime.shutdown`."""
-        if self.report is not None and self._tasks.is_idle and self._supervisor.is_over:
+        if self.report is not None and self._tasks.is_idle and self._supervisor._is_over:
             return self.report
         if self._closing is None:
             self._closing = reason, _interop.monotonic()
@@ -275,7 +275,7 @@ class Lifetime:
         if self._dropped_before is None:
             self._dropped_before = self._tasks.calls.dropped
         with anyio.CancelScope(shield=True):
-            self._supervisor.drop_messages(f"the runtime ends: {reason!r}")
+            self._supervisor._drop_messages(f"the runtime ends: {reason!r}")
             # Threads that wait for a task learn of its end by that. But a task may wait for a thread that waits for something
             # else, so they have no more than a moment.
             with anyio.move_on_after(LAST_MOMENTS) as last_moments:
@@ -286,7 +286,7 @@ class Lifetime:
             await self._tasks.cut(reason)
             self._breakers.stop(reason)
             await self._portal.stop(reason)
-            await self._supervisor.end()
+            await self._supervisor._end()
             await self._terminate_agents()
             jobs_cut_short = await self._pools.finish(max(0.0, began + grace - _interop.monotonic()))
             await self._resources.close_all()

@@ -115,7 +115,7 @@ class AgentRuntime(Work):
             refusal=self.tasks.refusal,
         )
         self.supervisor: AgentSupervisor = AgentSupervisor(NAME, checked_supervisor(supervisor), house)
-        self.agents.posts = self.supervisor.agents
+        self.agents.posts = self.supervisor._agents
         self._lifetime = Lifetime(
             supervisor=self.supervisor,
             hosted=hosted,

@@ -86,15 +86,15 @@ class Overseer(Protocol):
     """Decides what becomes of an agent that has ended: a supervisor.
 
     Attributes:
-        doing: what is waited for by who waits for an agent that is to be started again.
+        _doing: what is waited for by who waits for an agent that is to be started again.
     """
 
-    doing: Doing
+    _doing: Doing
 
-    def child_ended(self, child: Any, error: BaseException | None, presence: object) -> None:
+    def _child_ended(self, child: Any, error: BaseException | None, presence: object) -> None:
         """Hear that a child has ended; without an error it has done so by itself."""
 
-    async def stop_child(self, child: Any) -> None:
+    async def _stop_child(self, child: Any) -> None:
         """Take a child down for good."""
 
 
@@ -187,7 +187,7 @@ class Spawned:
     # Coming and going, by its supervisor.
 
     @property
-    def presence(self) -> object:
+    def _incarnation(self) -> object:
         """What tells the agents apart that have been here; None while none is."""
         return self._presence
 
@@ -218,7 +218,7 @@ class Spawned:
         self._variables.copy().run(self._start, self._presence, group)
         self._change.set()
 
-    async def start(self, group: anyio.abc.TaskGroup) -> None:
+    async def _restart(self, group: anyio.abc.TaskGroup) -> None:
         """Have another agent fill the place.
 
         Raises:
@@ -228,7 +228,7 @@ class Spawned:
         self.restarts += 1
         self.install(agent, group)
 
-    async def take_down(self, *, for_good: bool) -> None:
+    async def _take_down(self, *, for_good: bool) -> None:
         """End the agent that is there, and what it does. Shields itself; limited in time by what the agent does."""
         presence, self.agent, self._presence = self._presence, None, None
         if presence is None:
@@ -249,19 +249,19 @@ class Spawned:
             finally:
                 self._passing = None
 
-    def retire(self) -> None:
+    def _retire(self) -> None:
         """Have nobody fill the place any more."""
         self._is_gone = True
-        self.drop_messages("the agent is gone for good")
+        self._drop_messages("the agent is gone for good")
         self._change.set()
 
-    def quieten(self) -> None:
+    def _quieten(self) -> None:
         """Have the agent do nothing by itself any more: the runtime is about to end."""
         self._is_quiet = True
         if self._presence is not None:
             self._presence.life.cancel("the runtime ends")
 
-    def drop_messages(self, why: str) -> None:
+    def _drop_messages(self, why: str) -> None:
         """Accept no message any more and drop those that wait."""
         self._is_refusing |= not self._is_gone
         for context in self._mailbox.close():
@@ -271,9 +271,9 @@ class Spawned:
         """Have nobody fill the place any more, and wait for that, unless the agent itself calls this."""
         self._house.check_place("stop")
         await anyio.lowlevel.checkpoint()
-        await self._overseer.stop_child(self)
+        await self._overseer._stop_child(self)
 
-    def is_around(self) -> bool:
+    def _is_around(self) -> bool:
         """Tell whether this is called by the agent itself, or on its behalf."""
         agent = self._passing if self._presence is None else self._presence.agent
         own: list[Any] = [self._room, self._life]
@@ -296,7 +296,7 @@ class Spawned:
         if agent is self.agent:
             self.agent = None
             self._change = anyio.Event()  # for those who come now
-            self._overseer.child_ended(self, error, self._presence)
+            self._overseer._child_ended(self, error, self._presence)
 
     # Calls.
 
@@ -315,7 +315,7 @@ class Spawned:
                 raise self._gone()
             scope = anyio.move_on_at(math.inf if limit is None else limit.at)
             call.enter(scope)
-            with scope, self._waiting(self._coming if self._passing is not None else self._overseer.doing):
+            with scope, self._waiting(self._coming if self._passing is not None else self._overseer._doing):
                 await self._change.wait()
             if call.interruption is not None:
                 raise call.interruption

@@ -99,19 +99,19 @@ class Child(Protocol):
     restart: RestartType
 
     @property
-    def presence(self) -> object:
+    def _incarnation(self) -> object:
         """What tells its lives apart."""
 
-    async def start(self, group: anyio.abc.TaskGroup) -> None:
+    async def _restart(self, group: anyio.abc.TaskGroup) -> None:
         """Be there once more."""
 
-    async def take_down(self, *, for_good: bool) -> None:
+    async def _take_down(self, *, for_good: bool) -> None:
         """Be gone, and wait for that."""
 
-    def retire(self) -> None:
+    def _retire(self) -> None:
         """Be gone for good, and tell those who wait."""
 
-    def is_around(self) -> bool:
+    def _is_around(self) -> bool:
         """Tell whether this is called from inside."""
 
 
@@ -138,7 +138,7 @@ class AgentSupervisor:
         self.name: str = name
         self.config: Final = config
         self.restart: RestartType = restart
-        self.doing: Doing = Doing(f"supervisor {name}")
+        self._doing: Doing = Doing(f"supervisor {name}")
         self._house = house
         self._above = above
         self._names: dict[str, Child] = {} if above is None else above._names  # of all in the tree
@@ -191,7 +191,7 @@ class AgentSupervisor:
             self._check_open(agent)
         except BaseException:
             del self._names[child.name]
-            child.retire()
+            child._retire()
             if made is not None:
                 await child._terminate(made)  # noqa: ASYNC102 - shields and limits itself
             raise
@@ -238,53 +238,53 @@ class AgentSupervisor:
             raise AgentError(
                 "the first supervisor ends with its runtime: got a call of its stop(); stop its children, or the runtime"
             )
-        await self._above.stop_child(self)
+        await self._above._stop_child(self)
 
-    async def stop_child(self, child: Any) -> None:
+    async def _stop_child(self, child: Any) -> None:
         """Take a child down for good and wait for that, unless it is called from inside of it."""
         if child not in self._children.values():
             return  # it is gone already
-        if self.is_over:  # it has given up and is not back yet, so the child is down
+        if self._is_over:  # it has given up and is not back yet, so the child is down
             self._stopped(child)
             return
-        self.child_ended(child, None, request := _Request())
-        if not child.is_around():
+        self._child_ended(child, None, request := _Request())
+        if not child._is_around():
             await request.done.wait()
 
-    def find(self, name: str) -> Spawned | None:
+    def _find(self, name: str) -> Spawned | None:
         """Return the place of an agent in the whole tree; None if there is none of this name."""
         child = self._names.get(name)
         return child if isinstance(child, Spawned) else None
 
-    def agents(self) -> list[Spawned]:
+    def _agents(self) -> list[Spawned]:
         """Return the places of all agents in the tree, in the order of their first start."""
         return [child for child in self._names.values() if isinstance(child, Spawned)]
 
     # Its own life.
 
-    def open(self, group: anyio.abc.TaskGroup) -> None:
+    def _open(self, group: anyio.abc.TaskGroup) -> None:
         """Have everything live in this task group, from the first child on."""
         self._group = group
 
     @property
-    def is_over(self) -> bool:
+    def _is_over(self) -> bool:
         """Whether nothing of it runs."""
         return self._life is None or self._life.ended.is_set()
 
-    async def end(self, *, for_good: bool = True) -> None:
+    async def _end(self, *, for_good: bool = True) -> None:
         """End everything, in reverse order, and wait for that, unless it is called from inside."""
         self._is_for_good = for_good
         self._state = "stopped"
         if self._life is not None and not self._life.ended.is_set():
             self._life.scope.cancel(f"supervisor {self.name!r} is stopped")
-            if self.is_around():
+            if self._is_around():
                 return
             with anyio.CancelScope(shield=True):
                 await self._life.ended.wait()
         if for_good:
-            self.retire()
+            self._retire()
 
-    def child_ended(self, child: Child, error: BaseException | None, presence: object) -> None:
+    def _child_ended(self, child: Child, error: BaseException | None, presence: object) -> None:
         """Hear that a child has ended; without an error it has done so by itself."""
         self._reports.append((child, error, presence))
         if self._life is not None:
@@ -293,11 +293,11 @@ class AgentSupervisor:
     # As a child of another one.
 
     @property
-    def presence(self) -> object:
+    def _incarnation(self) -> object:
         """What tells its lives apart."""
         return self._life
 
-    async def start(self, group: anyio.abc.TaskGroup) -> None:
+    async def _restart(self, group: anyio.abc.TaskGroup) -> None:
         """Be there once more, with all children that are to be started again.
 
         Raises:
@@ -308,42 +308,42 @@ class AgentSupervisor:
         self._reports.clear()
         self._ends.clear()
         life = self._begin(group)
-        token = current_execution.set([self.doing, current_execution.get(), None])
+        token = current_execution.set([self._doing, current_execution.get(), None])
         try:
             for child in again:
-                await child.start(group)
+                await child._restart(group)
                 self._rule.add(child.name, child.restart, anyio.current_time())
         except BaseException:
-            await self.take_down(for_good=False)  # noqa: ASYNC102 - shields itself
+            await self._take_down(for_good=False)  # noqa: ASYNC102 - shields itself
             raise
         finally:
             current_execution.reset(token)
         life.ready.set()
 
-    async def take_down(self, *, for_good: bool) -> None:
+    async def _take_down(self, *, for_good: bool) -> None:
         """Stop all children, and the task."""
-        await self.end(for_good=for_good)
+        await self._end(for_good=for_good)
         for child in [one for one in self._children.values() if one.restart is RestartType.TEMPORARY]:
             self._forget(child)
 
-    def retire(self) -> None:
+    def _retire(self) -> None:
         """Have nobody wait for the children any more."""
         for child in list(self._children.values()):
             self._forget(child)
 
-    def quieten(self) -> None:
+    def _quieten(self) -> None:
         """Have no agent in the tree do anything by itself any more."""
-        for child in self.agents():
-            child.quieten()
+        for child in self._agents():
+            child._quieten()
 
-    def drop_messages(self, why: str) -> None:
+    def _drop_messages(self, why: str) -> None:
         """Have no mailbox in the tree accept anything any more, and drop what is in them; of those to come as well."""
-        for child in self.agents():
-            child.drop_messages(why)
+        for child in self._agents():
+            child._drop_messages(why)
 
-    def is_around(self) -> bool:
+    def _is_around(self) -> bool:
         """Tell whether this is called from inside of one of the children."""
-        return any(child.is_around() for child in self._children.values())
+        return any(child._is_around() for child in self._children.values())
 
     # The task.
 
@@ -357,7 +357,7 @@ class AgentSupervisor:
 
     async def _run(self, life: "_Life") -> None:
         failure: AgentCrashedError | None = None
-        current_execution.set([self.doing, None, None])
+        current_execution.set([self._doing, None, None])
         try:
             with life.scope:
                 failure = await self._watch(life)
@@ -365,7 +365,7 @@ class AgentSupervisor:
             self._state = "stopped"
             with anyio.CancelScope(shield=True):
                 for child in reversed(list(self._children.values())):
-                    await child.take_down(for_good=self._is_for_good)
+                    await child._take_down(for_good=self._is_for_good)
             life.ended.set()
             for child, _, request in list(self._reports):
                 if isinstance(request, _Request):  # everything is stopped by now
@@ -373,7 +373,7 @@ class AgentSupervisor:
                     request.done.set()
             self._reports.clear()
             if self._is_for_good:
-                self.retire()
+                self._retire()
         if failure is not None:
             self._give_up(failure, life)
 
@@ -383,7 +383,7 @@ class AgentSupervisor:
         if self._above is None:
             self._house.failures.crash(failure)
         else:
-            self._above.child_ended(self, failure, life)
+            self._above._child_ended(self, failure, life)
 
     async def _watch(self, life: "_Life") -> AgentCrashedError | None:
         """Do what there is to be done; return why nothing more can be."""
@@ -407,22 +407,22 @@ class AgentSupervisor:
     ) -> AgentCrashedError | None:
         if isinstance(presence, _Request):
             if self._children.get(child.name) is child:
-                await child.take_down(for_good=True)
+                await child._take_down(for_good=True)
                 self._stopped(child)
             presence.done.set()
             return None
         if error is not None:
             self._note_crash(child, error)
-        if self._children.get(child.name) is not child or child.presence is not presence:
+        if self._children.get(child.name) is not child or child._incarnation is not presence:
             return None  # it has been taken down meanwhile, with another one
-        await child.take_down(for_good=False)
+        await child._take_down(for_good=False)
         return await self._carry_out(child, error)
 
     async def _start_again(self, child: Child) -> AgentCrashedError | None:
         assert self._group is not None  # it is up  # noqa: S101
         failure: BaseException | None = None
         try:
-            await child.start(self._group)
+            await child._restart(self._group)
         except BaseException as error:  # noqa: ASYNC103 - what is none of an agent goes on
             if not is_crash(error):
                 raise
@@ -441,7 +441,7 @@ class AgentSupervisor:
         if child.name not in verdict.removed:
             self._ends.append((now, child.name, error))
         for name in verdict.stop:
-            await self._children[name].take_down(for_good=name in verdict.removed)
+            await self._children[name]._take_down(for_good=name in verdict.removed)
         for name in verdict.removed:
             gone = self._children[name]
             self._forget(gone)
@@ -491,7 +491,7 @@ class AgentSupervisor:
         self._children.pop(child.name, None)
         self._names.pop(child.name, None)
         self._rule.remove(child.name)
-        child.retire()
+        child._retire()
 
     def _check_open(self, subject: object) -> None:
         self._house.check_place("spawn and supervise")

@@ -268,9 +268,9 @@ class Work:
         if isinstance(ref, AgentRef):
             return ref._post  # it knows by itself where it may be called
         self._lifetime.check_place("tell")
-        post = self.supervisor.find(ref) if isinstance(ref, str) else None
+        post = self.supervisor._find(ref) if isinstance(ref, str) else None
         if post is None:
-            known = [post.name for post in self.supervisor.agents()]
+            known = [post.name for post in self.supervisor._agents()]
             raise TaskRoutingError(
                 f"a message goes to an agent that was spawned: got {ref!r}; "
                 f"known are {', '.join(map(repr, known)) or 'none'}; start it with `await runtime.spawn(...)`",

@@ -171,7 +171,7 @@ async def supervised(
             await current_simulation().settle()
         assert not alone or len(current_simulation().tasks()) == before
         assert 0 == runtime.statistics().messages
-        assert [] == runtime.supervisor.agents()
+        assert [] == runtime.supervisor._agents()
 
 
 async def settle() -> None:

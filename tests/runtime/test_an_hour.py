@@ -121,7 +121,7 @@ async def hour(seed: int, hosted: bool) -> tuple[list[Entry], dict[str, int]]:
         async with state.runtime:
             await state.spawn_all()
             await anyio.sleep(HOUR - anyio.current_time())
-            assert len(NAMES) == len(state.runtime.supervisor.agents())
+            assert len(NAMES) == len(state.runtime.supervisor._agents())
     except AgentCrashedError as error:  # tasks of agents that have crashed while they waited for them
         state.told(error)
     report: Any = state.runtime.report

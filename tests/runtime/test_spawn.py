@@ -100,7 +100,7 @@ async def test_what_cannot_be_spawned(
     async with supervised() as (runtime, log):
         with pytest.raises(ConfigurationError if message is not None else TypeError, match=message):
             await runtime.spawn(*arguments(log), **options)
-        assert [] == runtime.supervisor.agents()
+        assert [] == runtime.supervisor._agents()
         assert "up" == (await runtime.spawn(log.make, config("one"))).state
 
 
@@ -244,10 +244,10 @@ class Attempt:
     async def check(self) -> None:
         """Whatever has been made is in the tree or was terminated."""
         await current_simulation().settle()
-        agents = self.runtime.supervisor.agents()
+        agents = self.runtime.supervisor._agents()
         assert self.log.made["one"] == len(agents) + self.log.entries.count("down one")
         for agent in agents:
-            assert ("up", (self.runtime.supervisor.find("one"),)) == (agent.state, (agent,))
+            assert ("up", (self.runtime.supervisor._find("one"),)) == (agent.state, (agent,))
         if not agents:
             self.log.starts.clear()
             await self.act()

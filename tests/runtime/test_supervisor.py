@@ -485,4 +485,4 @@ async def test_references_and_supervisors_say_what_they_are() -> None:
         assert (AgentRef, supervisor) == (type(first), second)
         await crash(runtime, ref)
         assert ("restarting", None, "one", 0) == (ref.state, ref.agent, ref.config.name, ref.restarts)
-        assert repr(runtime.supervisor.find("one")) == "<Spawned 'one' restarting>"
+        assert repr(runtime.supervisor._find("one")) == "<Spawned 'one' restarting>"

@@ -155,7 +155,7 @@ class SupervisorMachine(SimMachine):
     def spawn(self, name: str, restart: str, *, is_below: bool) -> None:
         """Start an agent, unless there is one of this name, or the supervisor is down just now."""
         above = self.below if is_below else self.runtime.supervisor
-        if self.runtime.supervisor.find(name) is not None or above.state == "stopped":
+        if self.runtime.supervisor._find(name) is not None or above.state == "stopped":
             return
 
         async def spawn() -> None:
@@ -286,7 +286,7 @@ class SupervisorMachine(SimMachine):
             if place.ref.state == "stopped":
                 assert (0, None) == (place.ref.waiting, place.ref.agent)
             elif place.restart == "permanent" and not place.was_stopped:
-                assert self.runtime.supervisor.find(place.ref.name) is place.ref._post
+                assert self.runtime.supervisor._find(place.ref.name) is place.ref._post
 
     @invariant()
     def whoever_is_up_was_made_once_and_not_terminated(self) -> None:
@@ -296,7 +296,7 @@ class SupervisorMachine(SimMachine):
         for entry in self.log.entries:
             (up if entry.startswith("up") else down)[entry.partition(" ")[2]] += 1
         for name in NAMES:
-            there = (post := self.runtime.supervisor.find(name)) is not None and post.agent is not None
+            there = (post := self.runtime.supervisor._find(name)) is not None and post.agent is not None
             assert 0 <= up[name] - down[name] <= 1
             assert not there or up[name] - down[name] == 1
 
@@ -314,7 +314,7 @@ class SupervisorMachine(SimMachine):
         assert (0, 0) == (calls.messages, calls.asks)
         assert accepted - mended <= handled + calls.dropped <= accepted + len(self.cancelled)
         names = {task.name for task in self.sim.tasks()}
-        agents = {f"agent {post.name}" for post in self.runtime.supervisor.agents()}
+        agents = {f"agent {post.name}" for post in self.runtime.supervisor._agents()}
         assert {name for name in names if name.startswith("agent ")} <= agents
 
     def _cancel(self, message: Message) -> None:

@@ -101,7 +101,7 @@ async def test_a_supervisor_that_is_not_started_again(hosted: bool, restart: str
                 assert ("stopped", {"stopped"}) == (supervisor.state, {ref.state for ref in refs.values()})
                 assert AgentTerminatedError is await told(lambda: runtime.tell(refs["one"]))
                 assert AgentError is await told(lambda: supervisor.spawn(log.make, config("three")))
-                assert [] == runtime.supervisor.agents()
+                assert [] == runtime.supervisor._agents()
                 assert 2 == refs["one"].dropped
     except AgentCrashedError as error:
         errors += error.exceptions

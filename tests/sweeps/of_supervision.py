@@ -28,9 +28,8 @@ from tests.sweeps.scenarios import LONG, Boom, Runtime, Worker, check_agent, lea
 
 SPAWN = ("AgentRuntime.spawn", "AgentSupervisor.spawn")
 TELL = ("AgentRuntime.tell",)
-STOP = ("AgentRef.stop", "AgentSupervisor.stop_child")
-TREE = ("AgentSupervisor.supervise", "AgentSupervisor.stop", "AgentSupervisor.take_down", "AgentSupervisor.end")
-AGAIN = ("AgentSupervisor.start",)
+STOP = ("AgentRef.stop",)
+TREE = ("AgentSupervisor.supervise", "AgentSupervisor.stop")
 
 
 class Member(Worker):
@@ -157,7 +156,7 @@ class Tree(Runtime):
                 await self._check_liveness()
         await super().check()
         self.check_messages()
-        up = [post.agent for post in self.runtime.supervisor.agents()]
+        up = [post.agent for post in self.runtime.supervisor._agents()]
         for agent in self.made:
             assert agent.is_terminated != (agent in up), agent
             if not self.inside:
@@ -165,7 +164,7 @@ class Tree(Runtime):
 
     async def _check_liveness(self) -> None:
         with anyio.fail_after(LONG):
-            for post in self.runtime.supervisor.agents():
+            for post in self.runtime.supervisor._agents():
                 assert "stopped" != post.state
                 assert (await self.runtime.ask(post.name)).success
                 await self.tell(to=post.name, sender="check")
@@ -190,7 +189,7 @@ class Tree(Runtime):
     async def check_closed(self) -> None:
         """Check that nothing of the tree is left as well."""
         await super().check_closed()
-        assert [] == self.runtime.supervisor.agents()
+        assert [] == self.runtime.supervisor._agents()
         assert all(agent.is_terminated for agent in self.made)
 
 
@@ -305,7 +304,7 @@ async def tell_in_a_circle(state: Tree) -> None:
 # Crashes.
 
 
-@scenario(open_(delay=1.0), *AGAIN, within=0.0)
+@scenario(open_(delay=1.0), within=0.0)
 async def ask_who_is_started_again(state: Tree) -> None:
     """Whoever comes too late for the one that has crashed gets the next one."""
     async with anyio.create_task_group() as group:
@@ -319,7 +318,7 @@ async def ask_who_is_started_again(state: Tree) -> None:
     state.expect([AgentCrash] == [type(error) for error in state.outcomes if error is not None])
 
 
-@scenario(open_(strategy="one_for_all"), *AGAIN, within=2.0)
+@scenario(open_(strategy="one_for_all"), within=2.0)
 async def crash_with_all_others(state: Tree) -> None:
     """Those who are at the others are told, in asks, tasks and messages."""
     async with anyio.create_task_group() as group:
@@ -332,7 +331,7 @@ async def crash_with_all_others(state: Tree) -> None:
         await state.tell("work", "second")
 
 
-@scenario(open_(starts={"third": ("work", "fail", "sleep")}), *AGAIN, *SPAWN, within=0.0)
+@scenario(open_(starts={"third": ("work", "fail", "sleep")}), *SPAWN, within=0.0)
 async def crash_at_the_restart(state: Tree) -> None:
     ref = await state.spawn("third")
     await state.tell("fail", ref)
@@ -344,7 +343,7 @@ async def crash_at_the_restart(state: Tree) -> None:
 # Supervisors below supervisors.
 
 
-@scenario(open_(), *TREE, *SPAWN, *AGAIN, *STOP, within=1.0)
+@scenario(open_(), *TREE, *SPAWN, *STOP, within=1.0)
 async def mend_what_is_given_up(state: Tree) -> None:
     """One supervisor gives up, the one above starts it again; an agent is stopped meanwhile, then all of it."""
     config = Supervisor(intensity=0, backoff=Backoff(initial=0, maximum=0))
