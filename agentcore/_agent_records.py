@@ -6,6 +6,7 @@
 import enum
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import Context
 from typing import Any, Final, Literal, Protocol, Self, TypeAlias, final
 
 import anyio
@@ -202,15 +203,20 @@ class Call:
     Attributes:
         scope: encloses whatever of it runs now; None before anything does.
         interruption: what the caller gets if it was ended from outside.
-        is_message: whether it is a message, of which nobody gets the result.
+        variables: what the sender of a message has set, with which it is handled; None if it is no message.
     """
 
-    __slots__ = ("interruption", "is_message", "scope")
+    __slots__ = ("interruption", "scope", "variables")
 
-    def __init__(self, is_message: bool = False) -> None:
-        self.is_message: bool = is_message
+    def __init__(self, variables: Context | None = None) -> None:
+        self.variables: Context | None = variables
         self.scope: anyio.CancelScope | None = None
         self.interruption: Exception | None = None
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it is a message, of which nobody gets the result."""
+        return self.variables is not None
 
     def enter(self, scope: anyio.CancelScope) -> None:
         """Note the scope of what runs of it from now on. It is cancelled if the call was ended between two of them."""

@@ -8,9 +8,10 @@ The values belong to parts that stand above this file, so they are plain objects
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
+from types import coroutine
 from typing import Any, Final, Protocol
 
 
@@ -74,3 +75,29 @@ def detached_context(left: Callable[[Context], object] | None = None) -> Context
         if left is not None:
             left(context)
     return context
+
+
+@coroutine
+def drive(context: Context, made: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Run a coroutine inside of the present task, with other variables than that has."""
+    try:
+        wanted = context.run(made.send, None)
+    except StopIteration as stop:
+        return stop.value
+    return (yield from drive_on(context, made, wanted))
+
+
+@coroutine
+def drive_on(context: Context, made: Coroutine[Any, Any, Any], wanted: Any) -> Generator[Any, Any, Any]:
+    """Run the rest of a coroutine, of which the first step has been made, and wants this of the event loop."""
+    run, send = context.run, made.send
+    try:
+        while True:
+            try:
+                given = yield wanted
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - it is the coroutine's
+                wanted = run(made.throw, error)
+            else:
+                wanted = run(send, given)
+    except StopIteration as stop:
+        return stop.value

@@ -23,7 +23,14 @@ from agentcore._agent_records import AgentConfig, AgentContext, Call
 from agentcore._agents import BaseAgent, waits
 from agentcore._calls import Calls
 from agentcore._chains import links
-from agentcore._context import current_execution, current_job, current_runtime, current_terminations, end_structure
+from agentcore._context import (
+    current_execution,
+    current_job,
+    current_runtime,
+    current_terminations,
+    drive,
+    end_structure,
+)
 from agentcore._events import EventLog
 from agentcore._failures import Failures
 from agentcore._mailbox import Mailbox
@@ -384,6 +391,7 @@ class Spawned:
 
     def _note_accepted(self, context: AgentContext) -> None:
         assert context._call is not None  # whoever sends it has made it  # noqa: S101
+        context._runner = self._house.runner  # whoever has sent it may be of another runtime
         self._house.calls.accept(context._call)
 
     def _note_end(self, context: AgentContext) -> None:
@@ -465,16 +473,17 @@ class Spawned:
         """Handle a message; tell whether the agent can go on."""
         agent, call = presence.agent, context._call
         assert call is not None  # whoever has sent it has made it  # noqa: S101
+        assert call.variables is not None  # as above  # noqa: S101
         if call.interruption is not None:
             self._drop(context, text_of(call.interruption))
             return True
         self._calls.add(call)
         call.scope = presence.scope  # to end the handling is to end the agent
         link = [self._room, None, call]
-        current_execution.set(link)
+        call.variables.run(self._enter_message, link)
         failure: BaseException | None = None
         try:
-            result = await agent.execute(context)
+            result = await drive(call.variables, agent.execute(context))
             failure = None if result.success else _unhandled(self.name, result.error, result.cause)
         except Exception as error:  # noqa: BLE001 - a crash, or how it was ended
             failure = error
@@ -492,6 +501,12 @@ class Spawned:
         if call.interruption is None and not isinstance(failure, AgentTerminatedError):
             agent._crash(failure)
         return False
+
+    def _enter_message(self, link: object) -> None:
+        """Have the variables of a sender say what the handling of the message is a part of."""
+        current_execution.set(link)
+        if current_runtime.get() is not self._house.runner:
+            current_runtime.set(self._house.runner)
 
     # Its end.
 

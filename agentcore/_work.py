@@ -23,6 +23,7 @@ from agentcore._agent_records import (
 from agentcore._agent_refs import AgentRef, Post
 from agentcore._agents import BaseAgent
 from agentcore._asks import Asks, own_context
+from agentcore._context import detached_context
 from agentcore._directory import Directory
 from agentcore._failures import Failures
 from agentcore._groups import Completions, OnError, TaskGroup, checked, checked_limit, map_tasks
@@ -237,7 +238,8 @@ class Work:
 
         The agent executes with it as with what it is asked, and nobody gets the result: one without success, or an error
         that ``handle_error`` does not make a success of, is a crash of the agent. The messages of one sender are handled in
-        his order. One that is accepted is handled before the runtime ends, if the grace is long enough.
+        his order, each with the context variables that he had then. One that is accepted is handled before the runtime
+        ends, if the grace is long enough.
 
         Args:
             ref: what `spawn` has given, or the name.
@@ -280,8 +282,7 @@ class Work:
 
     def _message(self, message: AgentContext | Mapping[str, Any] | None) -> AgentContext:
         context = own_context(message)
-        context._call = Call(is_message=True)
-        context._runner = self._asks._runner
+        context._call = Call(variables=detached_context())
         return context
 
     def stream(

@@ -1,11 +1,8 @@
-"""Coroutines inside of others: run with variables of their own, and waiting for each other."""
+"""Jobs that wait for each other in a pool for coroutines: whether any of them can go on."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
 from collections.abc import Set as AbstractSet
-from contextvars import Context
-from types import coroutine
 from typing import Any, Protocol
 
 from agentcore.pools._jobs import QUEUED, SETTLED, Job
@@ -55,29 +52,3 @@ def _comes(wanted: Job, pool: Runs, ending: set[Job]) -> bool:
 
 async def wait_for(awaitable: Any) -> Any:
     return await awaitable
-
-
-@coroutine
-def drive(context: Context, made: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Run a coroutine inside of the present task, with other variables than that has."""
-    try:
-        wanted = context.run(made.send, None)
-    except StopIteration as stop:
-        return stop.value
-    return (yield from drive_on(context, made, wanted))
-
-
-@coroutine
-def drive_on(context: Context, made: Coroutine[Any, Any, Any], wanted: Any) -> Generator[Any, Any, Any]:
-    """Run the rest of a coroutine, of which the first step has been made, and wants this of the event loop."""
-    run, send = context.run, made.send
-    try:
-        while True:
-            try:
-                given = yield wanted
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - it is the coroutine's
-                wanted = run(made.throw, error)
-            else:
-                wanted = run(send, given)
-    except StopIteration as stop:
-        return stop.value

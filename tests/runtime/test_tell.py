@@ -570,22 +570,84 @@ async def test_messages_from_handlers_and_from_what_an_agent_does_by_itself(host
 
 
 @simulate(runs=RUNS)
-async def test_the_variables_of_whoever_spawns_are_those_of_the_agent() -> None:
-    """Those of who tells are not: a message is no part of what the sender does."""
+async def test_a_message_is_handled_with_the_variables_of_its_sender() -> None:
+    """As an ask is. What the agent does by itself has those of whoever has spawned it."""
     seen: list[str] = []
 
     async def look(_: AgentContext) -> None:
         seen.append(trace.get())
 
+    async def look_and_stay(context: AgentContext) -> None:
+        await look(context)
+        await anyio.sleep_forever()
+
     async with supervised() as (runtime, log):
+        log.lives["one"] = look_and_stay
         trace.set("spawner")
         ref = await runtime.spawn(log.make, config("one"))
+        await settle()
         trace.set("teller")
         await runtime.tell(ref, {"do": look})
+        await settle()
+        assert ["spawner", "teller"] == seen
+
+
+@simulate(runs=RUNS)
+async def test_variables_that_are_set_while_a_message_is_handled_end_with_it() -> None:
+    """Neither the next message nor the next agent sees them, whether the handler has waited or not."""
+    seen: list[str] = []
+
+    async def leave(_: AgentContext) -> None:
+        trace.set("left")
+
+    async def wait_and_leave(_: AgentContext) -> None:
+        trace.set("left")
+        await anyio.sleep(1)
+        seen.append(trace.get())
+
+    async def look(_: AgentContext) -> None:
+        seen.append(trace.get())
+
+    async with supervised() as (runtime, log):
+        ref = await runtime.spawn(log.make, config("one"))
+        trace.set("first")
+        for do in (leave, look, wait_and_leave, look):
+            runtime.tell_nowait(ref, {"do": do})
+        trace.set("second")
+        runtime.tell_nowait(ref, {"do": look})
+        await settle()
+        await anyio.sleep(2)
         await crash(runtime, ref)
         await runtime.tell(ref, {"do": look})
         await settle()
-    assert ["spawner", "spawner"] == seen
+        assert ref.restarts == 1
+    assert ["first", "left", "first", "second", "second"] == seen
+
+
+@simulate(runs=RUNS)
+async def test_a_message_is_a_part_of_nothing_that_its_sender_does() -> None:
+    """It may ask the very agent that has sent it, which is no circle; what it submits is of the agent's own runtime."""
+    runtimes: list[object] = []
+
+    async def look(_: AgentContext) -> None:
+        runtimes.append(AgentRuntime.current())
+
+    async def ask_back(context: AgentContext) -> None:
+        await context.ask("two", {"n": "asked"})
+
+    async def send(_: AgentContext) -> None:
+        first.tell_nowait(one, {"do": ask_back})
+
+    async with supervised() as (first, log):
+        one = await first.spawn(log.make, config("one"))
+        two = await first.spawn(log.make, config("two"))
+        await first.tell(two, {"do": send})
+        await settle()
+        assert [None, "asked"] == log.handled["two"]
+        async with supervised(True) as (second, _):
+            await second.tell(one, {"do": look})
+            await settle()
+        assert [first] == runtimes
 
 
 @simulate(runs=RUNS)
