@@ -41,7 +41,8 @@ from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._runtime import AgentRuntime
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
 from agentcore._streams import AgentStream
-from agentcore._supervisor import AgentSupervisor, Supervisor
+from agentcore._supervisor import AgentSupervisor
+from agentcore._supervisor_records import Supervisor
 from agentcore._sync import SyncRuntime, SyncTaskHandle, sync_runtime
 from agentcore._system import SystemContext, initialize_system, shutdown_system
 from agentcore._task_factory import TaskFactory

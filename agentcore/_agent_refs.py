@@ -13,6 +13,8 @@ class Post(Protocol):
 
     name: str
     config: AgentConfig
+    _turns: int
+    """How often it was chosen for what its agent can do."""
 
     @property
     def state(self) -> Literal["up", "restarting", "stopped"]:

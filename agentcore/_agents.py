@@ -69,6 +69,7 @@ class BaseAgent(abc.ABC):
             raise _agent_errors.not_a_config(type(self).__qualname__, config)
         self.config = config
         self._life = AgentLife()
+        self._turns = 0  # how often it was chosen for what it can do
         self._slots: Slots[anyio.Event] = Slots(config.max_concurrency)
         # The scopes of the executions that have a deadline, for `terminate` to cancel; the execution by its scope.
         self._scopes: dict[anyio.CancelScope, Execution] = {}

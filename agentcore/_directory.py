@@ -10,7 +10,6 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from operator import itemgetter
 from typing import Any, Final, TypeVar, final
 
 import attrs
@@ -107,7 +106,6 @@ class Directory:
         self.handlers: Registry[Any] = self.registry(HANDLERS)
         # The agents that are supervised, in the order of their start; the runtime's supervisors say which.
         self.posts: Callable[[], Iterable[Post]] = tuple
-        self._turns: dict[str, int] = {}  # how often each was chosen for what it can do
         # The ways to the agents around functions, each with what it was made for: a name may be registered anew.
         self._functions: dict[str, tuple[object, Route]] = {}
 
@@ -176,20 +174,20 @@ class Directory:
 
     def _able_route(self, needed: frozenset[AgentCapability | str]) -> Route | None:
         """Return the way to the least busy agent that is able to do something; one that is there before all others."""
-        able: list[tuple[float, int, str, Route]] = []
+        able: list[tuple[float, Post | BaseAgent, Route]] = []
         for post in self.posts():
             if post.state != "stopped" and needed <= post.config.capabilities:
                 load = math.inf if post.agent is None else _load(post.agent) + post.waiting
-                able.append((load, self._turns.get(post.name, 0), post.name, _post_route(post)))
+                able.append((load, post, _post_route(post)))
         able += [
-            (_load(agent), self._turns.get(agent.name, 0), agent.name, _instance_route(agent))
+            (_load(agent), agent, _instance_route(agent))
             for agent in self.shared_agents()
             if needed <= agent.config.capabilities and not agent.is_terminated
         ]
         if not able:
             return None
-        _, turns, name, route = min(able, key=itemgetter(0, 1))
-        self._turns[name] = turns + 1
+        _, chosen, route = min(able, key=lambda one: (one[0], one[1]._turns))
+        chosen._turns += 1
         return route
 
     def _no_route(self, task_type: str, needed: frozenset[AgentCapability | str]) -> TaskRoutingError:

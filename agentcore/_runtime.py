@@ -35,7 +35,8 @@ from agentcore._rules.circuit_config import CircuitBreakerConfig
 from agentcore._runtime_records import RuntimeConfig, RuntimeHealth, RuntimeStatistics, ShutdownReport
 from agentcore._scheduler import Scheduler
 from agentcore._spawned import House
-from agentcore._supervisor import NAME, AgentSupervisor, Supervisor, checked_supervisor
+from agentcore._supervisor import NAME, AgentSupervisor
+from agentcore._supervisor_records import Supervisor, checked_supervisor
 from agentcore._work import Work
 from agentcore.errors import ConfigurationError, RuntimeClosedError
 from agentcore.observe import _metrics

@@ -160,6 +160,7 @@ class Spawned:
         self.config: AgentConfig = config
         self.restart: RestartType = restart
         self.restarts: int = 0
+        self._turns: int = 0
         self.dropped: int = 0
         self.agent: BaseAgent | None = None
         self._make = make

@@ -28,68 +28,15 @@ from agentcore._agent_refs import AgentRef
 from agentcore._agents import BaseAgent
 from agentcore._context import current_execution, current_runtime, end_structure
 from agentcore._layer import check_name
-from agentcore._rules.backoff import Backoff, check_number, show
-from agentcore._rules.restart import RestartType, Supervision, SupervisionStrategy, to_member
+from agentcore._rules.backoff import check_number, show
+from agentcore._rules.restart import RestartType, Supervision, to_member
 from agentcore._spawned import Doing, House, Spawned, as_failure, is_crash
-from agentcore.errors import AgentCrashedError, AgentError, ConfigurationError, text_of, texts_of
+from agentcore._supervisor_records import Supervisor, checked_supervisor
+from agentcore.errors import AgentCrash, AgentCrashedError, AgentError, ConfigurationError, text_of, texts_of
 
 _logger: Final = logging.getLogger("agentcore.agents")
-_DEFAULT_BACKOFF: Final = Backoff(initial=0.05, factor=2.0, maximum=5.0)
 NAME: Final = "root"
 """What the first supervisor of a runtime is called."""
-
-
-def _to_strategy(value: SupervisionStrategy | str) -> SupervisionStrategy:
-    return to_member(SupervisionStrategy, "strategy", value)
-
-
-@final
-@attrs.frozen
-class Supervisor:
-    """How a supervisor mends what it runs.
-
-    Args:
-        strategy: who is started again together with an agent that has ended: ``one_for_one`` (nobody else), ``one_for_all``
-            (all), ``rest_for_one`` (those that were started after it).
-        intensity: how many restarts there may be within `period`; one more, and the supervisor gives up.
-        period: seconds.
-        backoff: how long an agent waits before it is started again.
-        reset_after: seconds that it has to be up for, for that to begin anew.
-
-    Raises:
-        ConfigurationError: a value is not usable.
-    """
-
-    strategy: SupervisionStrategy = attrs.field(default=SupervisionStrategy.ONE_FOR_ONE, converter=_to_strategy)
-    intensity: int = 3
-    period: float = 5.0
-    backoff: Backoff = _DEFAULT_BACKOFF
-    reset_after: float = 10.0
-
-    def __attrs_post_init__(self) -> None:
-        subject = "a Supervisor"
-        check_number(subject, "intensity", self.intensity, "use 0 to give up at the first", whole=True)
-        check_number(subject, "period", self.period, "say within which time", above=True, unit="seconds")
-        check_number(subject, "reset_after", self.reset_after, "say after which time", unit="seconds")
-        if not isinstance(self.backoff, Backoff):
-            raise ConfigurationError(
-                f"backoff of {subject} must be a Backoff: got {show(self.backoff)}; write Backoff(initial=...)",
-                {"name": "backoff", "value": self.backoff},
-            )
-
-
-def checked_supervisor(config: Supervisor | None) -> Supervisor:
-    """Return a configuration: the given one, or the default.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    if config is not None and not isinstance(config, Supervisor):
-        raise ConfigurationError(
-            f"supervisor must be a Supervisor: got {show(config)}; write Supervisor(strategy=...)",
-            {"name": "supervisor", "value": config},
-        )
-    return config or Supervisor()
 
 
 class Child(Protocol):
@@ -148,6 +95,7 @@ class AgentSupervisor:
         self._reports: deque[tuple[Any, BaseException | None, object]] = deque()
         self._life: _Life | None = None  # of the task
         self._group: anyio.abc.TaskGroup | None = None  # of the runtime: everything lives in that
+        self._coming: tuple[Child, anyio.CancelScope] | None = None  # who is being started again
         self._is_for_good = False
         self._state: Literal["new", "up", "stopped"] = "new"
 
@@ -245,9 +193,11 @@ class AgentSupervisor:
         if child not in self._children.values():
             return  # it is gone already
         if self._is_over:  # it has given up and is not back yet, so the child is down
-            self._stopped(child)
+            self._forget(child)
             return
         self._child_ended(child, None, request := _Request())
+        if self._coming is not None and self._coming[0] is child:  # its start may take for ever
+            self._coming[1].cancel(f"{child.name!r} is stopped")
         if not child._is_around():
             await request.done.wait()
 
@@ -311,8 +261,8 @@ class AgentSupervisor:
         token = current_execution.set([self._doing, current_execution.get(), None])
         try:
             for child in again:
-                await child._restart(group)
-                self._rule.add(child.name, child.restart, anyio.current_time())
+                if await self._bring_back(child, group):
+                    self._rule.add(child.name, child.restart, anyio.current_time())
         except BaseException:
             await self._take_down(for_good=False)  # noqa: ASYNC102 - shields itself
             raise
@@ -345,6 +295,20 @@ class AgentSupervisor:
         """Tell whether this is called from inside of one of the children."""
         return any(child._is_around() for child in self._children.values())
 
+    async def _bring_back(self, child: Child, group: anyio.abc.TaskGroup) -> bool:
+        """Start a child again, unless somebody stops it meanwhile; tell whether it is there.
+
+        Raises:
+            Exception: it could not be.
+        """
+        with anyio.CancelScope() as scope:
+            self._coming = child, scope
+            try:
+                await child._restart(group)
+            finally:
+                self._coming = None
+        return not scope.cancelled_caught
+
     # The task.
 
     def _begin(self, group: anyio.abc.TaskGroup) -> "_Life":
@@ -361,6 +325,11 @@ class AgentSupervisor:
         try:
             with life.scope:
                 failure = await self._watch(life)
+        except BaseException as error:  # noqa: ASYNC103 - a cancellation that is nobody's would end the others silently
+            cancelled, rest = _interop.split_cancellation(error)
+            if rest is not None or not cancelled or anyio.current_effective_deadline() == -math.inf:
+                raise
+            failure = self._cut_off()
         finally:
             self._state = "stopped"
             with anyio.CancelScope(shield=True):
@@ -369,7 +338,7 @@ class AgentSupervisor:
             life.ended.set()
             for child, _, request in list(self._reports):
                 if isinstance(request, _Request):  # everything is stopped by now
-                    self._stopped(child)
+                    self._forget(child)
                     request.done.set()
             self._reports.clear()
             if self._is_for_good:
@@ -408,7 +377,7 @@ class AgentSupervisor:
         if isinstance(presence, _Request):
             if self._children.get(child.name) is child:
                 await child._take_down(for_good=True)
-                self._stopped(child)
+                self._forget(child)
             presence.done.set()
             return None
         if error is not None:
@@ -422,7 +391,8 @@ class AgentSupervisor:
         assert self._group is not None  # it is up  # noqa: S101
         failure: BaseException | None = None
         try:
-            await child._restart(self._group)
+            if not await self._bring_back(child, self._group):
+                return None  # who has stopped it is next
         except BaseException as error:  # noqa: ASYNC103 - what is none of an agent goes on
             if not is_crash(error):
                 raise
@@ -461,6 +431,11 @@ class AgentSupervisor:
             {"supervisor": self.name, "agents": names, "intensity": self.config.intensity},
         )
 
+    def _cut_off(self) -> AgentCrashedError:
+        """Make the error of a supervisor that somebody has cancelled who must not."""
+        why = AgentCrash(f"the task of supervisor {self.name!r} was cancelled from outside of the runtime")
+        return AgentCrashedError(f"supervisor {self.name!r} gives up: {why}", [why], {"supervisor": self.name})
+
     def _note_crash(self, child: Child, error: BaseException) -> None:
         self._house.log.emit("agent_crashed", agent=child.name, error=f"{type(error).__name__}: {text_of(error)}")
         _logger.error("agent %r crashed: %s", child.name, text_of(error) or type(error).__name__, exc_info=error)
@@ -481,17 +456,14 @@ class AgentSupervisor:
         self._house.log.emit("agent_started", agent=child.name)
         return self._group
 
-    def _stopped(self, child: Child) -> None:
-        """Note that a child has been stopped for good, unless it was gone already."""
-        if self._children.get(child.name) is child:
-            self._forget(child)
-            self._house.log.emit("agent_stopped", agent=child.name)
-
     def _forget(self, child: Child) -> None:
-        self._children.pop(child.name, None)
-        self._names.pop(child.name, None)
+        """Note that a child is gone for good, unless it was already."""
+        if self._children.get(child.name) is not child:
+            return
+        del self._children[child.name], self._names[child.name]
         self._rule.remove(child.name)
         child._retire()
+        self._house.log.emit("agent_stopped", agent=child.name)
 
     def _check_open(self, subject: object) -> None:
         self._house.check_place("spawn and supervise")

@@ -86,6 +86,10 @@ def _is_period(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0.001 <= value <= _MOST
 
 
+def _is_kept(value: object) -> bool:
+    return (value == 0 and isinstance(value, int) and not isinstance(value, bool)) or _is_count(value)
+
+
 def _is_grace(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
 
@@ -114,6 +118,7 @@ def _choice(*choices: str, remedy: str) -> dict[str, _Rule]:
 _COUNT: Final = "a whole number, 1 or more"
 _WORKERS: Final = {"rule": _Rule(_COUNT, "leave it out for as many as there are CPUs", _is_count)}
 _TASKS: Final = {"rule": _Rule(_COUNT, "leave it out for the default of the runtime", _is_count)}
+_LETTERS: Final = {"rule": _Rule("a whole number, 0 or more", "use 0 to keep none", _is_kept)}
 _CALLS: Final = {"rule": _Rule(_COUNT, "count failed calls", _is_count)}
 _PERIOD: Final = {"rule": _Rule("a number of milliseconds, 0.001 or more", "a second is 1000", _is_period)}
 _GRACE: Final = {"rule": _Rule("a number of seconds, 0 or more", "use 0 to cut at once", _is_grace)}
@@ -202,6 +207,7 @@ class RuntimeSettings:
         ageing: seconds of waiting that are worth one step of priority.
         retention: how many tasks are remembered after their end.
         grace: seconds that tasks may go on for when the block has been left.
+        dead_letters: how many tasks are kept that have failed for good although they had a policy.
 
     Raises:
         ConfigurationError: a value is not usable.
@@ -212,6 +218,7 @@ class RuntimeSettings:
     ageing: float | None = attrs.field(default=None, validator=_check, metadata=_AGEING)
     retention: int | None = attrs.field(default=None, validator=_check, metadata=_TASKS)
     grace: float | None = attrs.field(default=None, validator=_check, metadata=_GRACE)
+    dead_letters: int | None = attrs.field(default=None, validator=_check, metadata=_LETTERS)
 
     def given(self) -> dict[str, Any]:
         """Return the arguments that are given, for ``RuntimeConfig(**configuration.runtime.given())``."""

@@ -29,7 +29,14 @@ DEFAULTS = {
     "api_reset_timeout": 30_000.0,
     "logging": {"enabled": True, "level": "INFO", "format": "text", "output": "stderr"},
     "metrics": {"enabled": True},
-    "runtime": {"in_flight": None, "queue": None, "ageing": None, "retention": None, "grace": None},
+    "runtime": {
+        "in_flight": None,
+        "queue": None,
+        "ageing": None,
+        "retention": None,
+        "grace": None,
+        "dead_letters": None,
+    },
 }
 COUNTS = [0, -1, 1.5, True, "2", [], 10**16, math.nan]
 PERIODS = [0, -1.0, True, "2", math.nan, math.inf, 10**16]
@@ -43,6 +50,7 @@ REFUSED: list[tuple[type, str, list[Any], str]] = [
     *[(RuntimeSettings, name, COUNTS, "a whole number, 1 or more") for name in ("in_flight", "queue", "retention")],
     (RuntimeSettings, "ageing", [-1, True, "1", math.nan, 1e300], "a number of seconds, 0 or more, or inf"),
     (RuntimeSettings, "grace", [-1, True, "1", math.nan, math.inf], "a number of seconds, 0 or more"),
+    (RuntimeSettings, "dead_letters", [-1, 0.0, True, False, "1", math.nan, 10**16], "a whole number, 0 or more"),
     (MetricsConfiguration, "enabled", [None, 1, "true"], "true or false"),
     (LoggingConfiguration, "enabled", [None, 0, "no"], "true or false"),
     (LoggingConfiguration, "level", ["LOUD", "", 10, None], "one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
@@ -162,6 +170,7 @@ def test_as_toml() -> None:
         "# ageing is not given\n"
         "# retention is not given\n"
         "grace = 0.5\n"
+        "# dead_letters is not given\n"
     )
 
 

@@ -40,6 +40,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "runtime.ageing": st.floats(0, 1e15) | counts | st.just(math.inf),
     "runtime.retention": counts,
     "runtime.grace": st.floats(0, 1e15) | counts,
+    "runtime.dead_letters": st.just(0) | counts,
 }
 given_values = st.fixed_dictionaries({}, optional=SETTINGS)
 # Not one of these is allowed anywhere, by whatever way it comes.

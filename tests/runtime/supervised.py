@@ -172,6 +172,8 @@ async def supervised(
         assert not alone or len(current_simulation().tasks()) == before
         assert 0 == runtime.statistics().messages
         assert [] == runtime.supervisor._agents()
+        assert Counter(log.of("agent_started")).total() == Counter(log.of("agent_stopped")).total()
+        assert {name for _, name in log.of("agent_started")} == {name for _, name in log.of("agent_stopped")}
 
 
 async def settle() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -20,8 +22,12 @@ from agentcore import (
 )
 from agentcore.testing import simulate
 from tests.runtime.supervised import (
+    NAMES,
+    NO_WAIT,
     TEN,
     Boom,
+    at_once,
+    below,
     both_kinds,
     config,
     crash,
@@ -268,6 +274,67 @@ async def test_stop_while_it_waits_to_be_started_again(hosted: bool) -> None:
         assert ([AgentTerminatedError], 0, 1) == (outcomes, anyio.current_time(), ref.dropped)
         await anyio.sleep(20)
         assert (1, "stopped") == (log.made["one"], ref.state)
+
+
+@both_kinds
+@simulate(runs=RUNS)
+async def test_stop_while_its_start_takes_for_ever(hosted: bool) -> None:
+    """The next agent hangs in ``initialize``, which has no limit: that holds up neither who stops it nor the others."""
+    async with supervised(hosted, supervisor=at_once("rest_for_one")) as (runtime, log):
+        refs = await spawn_all(runtime, log, *NAMES)
+        log.starts["two"] = [anyio.sleep_forever]
+        await crash(runtime, "one")
+        assert ["down one", "down three", "down two", "up one"] == log.take()
+        await refs["two"].stop()
+        assert "stopped" == refs["two"].state
+        await settle()
+        assert ["up", "up"] == [refs["one"].state, refs["three"].state]
+        assert [("agent_stopped", "two")] == log.of("agent_stopped")
+        assert (await runtime.ask("three")).success
+
+
+@both_kinds
+@simulate(runs=RUNS)
+async def test_stop_while_its_supervisor_comes_back(hosted: bool) -> None:
+    """As above, one level deeper: the supervisor and its other agents come up without it."""
+    async with supervised(hosted) as (runtime, log):
+        supervisor, refs = await below(runtime, log, *NAMES, intensity=0, backoff=NO_WAIT)
+        log.starts["two"] = [anyio.sleep_forever]
+        await crash(runtime, "one")
+        assert ["up", "restarting", "restarting"] == [ref.state for ref in refs.values()]
+        await refs["two"].stop()
+        await settle()
+        assert ["up", "stopped", "up"] == [ref.state for ref in refs.values()]
+        assert ["one", "three"] == [child.name for child in supervisor.children]
+        log.starts["one"] = [anyio.sleep_forever]
+        await crash(runtime, "three")
+        await supervisor.stop()
+        assert ["stopped"] * 3 == [ref.state for ref in refs.values()]
+        assert () == runtime.supervisor.children
+
+
+@pytest.mark.parametrize("depth", ["first", "below"])
+@both_kinds
+@simulate(runs=RUNS, backends=["asyncio"])
+async def test_the_task_of_a_supervisor_is_cancelled_from_outside(hosted: bool, depth: str) -> None:
+    """By asyncio's own ways, which no scope knows of. It is told of, not passed over: the one above mends it, or nobody can."""
+    async with AsyncExitStack() as stack:
+        if depth == "first":
+            stack.enter_context(pytest.raises(AgentCrashedError, match="'root' was cancelled from outside"))
+        runtime, log = await stack.enter_async_context(supervised(hosted))
+        supervisor, _ = await below(runtime, log, "one")
+        await settle()
+        name = "root" if depth == "first" else "below"
+        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == f"supervisor {name}"]
+        log.take()
+        task.cancel()
+        if depth == "first":
+            await (anyio.sleep_forever() if not hosted else settle())
+            return
+        await settle()
+        assert ["down one", "up one"] == log.take()
+        assert "up" == supervisor.state
+        assert (await runtime.ask("one")).success
 
 
 @both_kinds
