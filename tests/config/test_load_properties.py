@@ -78,6 +78,7 @@ def load(text: str, **arguments: Any) -> SystemConfiguration:
 
 
 @given(given_values)
+@settings(deadline=None)
 def test_what_is_written_as_toml_is_read_again(values: Values) -> None:
     """With every value that can be given, and the defaults of the others."""
     configuration = made(values)
@@ -99,6 +100,7 @@ def lookup(configuration: SystemConfiguration, name: str) -> Any:
 
 
 @given(given_values)
+@settings(deadline=None)
 def test_what_is_given_by_the_environment_is_read(values: Values) -> None:
     """As text, and as the type that it is for."""
     values = {name: value for name, value in values.items() if value != ""}
@@ -106,6 +108,7 @@ def test_what_is_given_by_the_environment_is_read(values: Values) -> None:
 
 
 @given(given_values)
+@settings(deadline=None)
 def test_what_is_given_by_keyword_is_taken(values: Values) -> None:
     """As mappings, as instances, and by dotted names."""
     assert made(values) == load("", **nested(values)) == load("", **values)
@@ -117,6 +120,7 @@ def test_what_is_given_by_keyword_is_taken(values: Values) -> None:
 
 
 @given(given_values, given_values, given_values)
+@settings(deadline=None)
 def test_the_stronger_source_wins(file: Values, environment: Values, keywords: Values) -> None:
     """Whatever values the three have, each value is that of the first which has it, and so is its origin."""
     configuration = load(made_toml(file), env=variables(environment), **nested(keywords))
@@ -144,6 +148,7 @@ def made_toml(values: Values) -> str:
 
 
 @given(given_values, st.fixed_dictionaries({}, optional=dict.fromkeys(SETTINGS, wrong)))
+@settings(deadline=None)
 def test_every_fault_is_told(right: Values, faulty: Values) -> None:
     """Each value that cannot be used is named, and none that can."""
     right = {name: value for name, value in right.items() if name not in faulty}
@@ -174,6 +179,7 @@ keys = st.text() | st.sampled_from([*SETTINGS, *CLASSES])
 
 
 @given(st.dictionaries(keys, anything))
+@settings(deadline=None)
 def test_whatever_is_given_is_taken_or_told(values: Values) -> None:
     """There is a configuration or the one kind of error, and nothing else."""
     values = {name: value for name, value in values.items() if name not in {"env", "path"}}
@@ -182,7 +188,7 @@ def test_whatever_is_given_is_taken_or_told(values: Values) -> None:
 
 
 @given(st.text(st.sampled_from("[]{}=.,'\"#\n alogin1-_\\u\0é")) | st.text(st.characters(exclude_categories=["Cs"])))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_whatever_stands_in_the_file_is_taken_or_told(text: str) -> None:
     """The same for files."""
     outcome = loaded_or_refused(text)
