@@ -51,6 +51,7 @@ async def retained(function: Callable[[int], Any], times: int) -> int:
     return sum(line.size_diff for line in after.compare_to(before, "filename") if "tracemalloc" not in str(line))
 
 
+@pytest.mark.thorough
 def test_rejections_retain_nothing() -> None:
     """200,000 of them less than 1 kB. While memory is traced a million takes 15 s, and shows no more."""
     breaker = make(reset_timeout_ms=1e9)

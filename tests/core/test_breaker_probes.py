@@ -118,7 +118,10 @@ async def test_fewer_probes_with_each_success() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("threshold", "healthy"), [(1, True), (3, True), (3, False)])
+@pytest.mark.parametrize(
+    ("threshold", "healthy"),
+    [pytest.param(1, True, marks=pytest.mark.thorough), (3, True), pytest.param(3, False, marks=pytest.mark.thorough)],
+)
 def test_ten_thousand_callers_at_the_moment_of_reset(backend: Backend, threshold: int, healthy: bool) -> None:
     """At most the probe limit reach the service before it has answered."""
 

@@ -113,6 +113,7 @@ async def test_a_closed_coroutine_says_nothing() -> None:
         assert breaker.is_closed
 
 
+@pytest.mark.thorough
 def test_a_coroutine_that_outlives_its_loop_says_nothing() -> None:
     """Nobody waits for it any more, and there is no scope left to leave."""
     breaker = make(clock=(clock := Clock()))

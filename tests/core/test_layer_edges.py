@@ -128,6 +128,7 @@ def test_two_tasks_may_share_a_context() -> None:
     assert ["the first ended at 3", "the second was cut at 6"] == run_sim(main, backend="asyncio").unwrap()
 
 
+@pytest.mark.thorough
 @simulate(runs=2)
 async def test_what_tasks_leave_behind_is_not_handed_on() -> None:
     """In a chain of tasks, each started by the one before, the blocks of those that have ended do not pile up."""

@@ -180,7 +180,7 @@ async def test_who_is_cancelled_waits_for_nothing_but_the_unwinding() -> None:
     check_over(system)
 
 
-@pytest.mark.parametrize("load", ["idle", "busy"])
+@pytest.mark.parametrize("load", [pytest.param("idle", marks=pytest.mark.thorough), "busy"])
 def test_shutting_down_can_be_cancelled_anywhere(load: str) -> None:
     """By a scope or by asyncio's own means: afterwards nothing is left, and nobody waits for ever."""
 

@@ -271,6 +271,7 @@ def test_the_same_on_both_backends(use: Any) -> None:
     assert logs[0] == logs[1]
 
 
+@pytest.mark.thorough
 @simulate
 async def test_any_order_of_the_tasks() -> None:
     """Whoever goes first: each job is done once, by no more workers than there are."""

@@ -29,6 +29,10 @@ from agentcore.testing import current_simulation
 from tests.runtime.lives import check_gone
 
 both_kinds = pytest.mark.parametrize("hosted", [False, True], ids=["strict", "hosted"])
+# For what takes long: the other kind at another time.
+both_at_length = pytest.mark.parametrize(
+    "hosted", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["strict", "hosted"]
+)
 NO_WAIT: Final = Backoff(initial=0, maximum=0)
 TEN: Final = Backoff(initial=10, maximum=10, jitter=False)
 NAMES: Final = ("one", "two", "three")

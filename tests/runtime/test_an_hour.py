@@ -131,7 +131,7 @@ async def hour(seed: int, hosted: bool) -> tuple[list[Entry], dict[str, int]]:
     return state.entries, {**state.counts, **restarts}
 
 
-@pytest.mark.parametrize("hosted", [False, True], ids=["strict", "hosted"])
+@pytest.mark.parametrize("hosted", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["strict", "hosted"])
 def test_an_hour_of_twenty_agents_is_the_same_on_both_backends(hosted: bool) -> None:
     """Event by event, to the second; and enough of everything has happened."""
     for schedule in SCHEDULES:
@@ -146,6 +146,7 @@ def test_an_hour_of_twenty_agents_is_the_same_on_both_backends(hosted: bool) -> 
         assert counts["TaskExecutionError"] > 0
 
 
+@pytest.mark.thorough
 def test_another_seed_is_another_hour() -> None:
     """So the transcripts tell something."""
     first, second = (run_sim(hour, seed, False).unwrap() for seed in (1, 2))

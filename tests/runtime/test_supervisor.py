@@ -32,6 +32,7 @@ from tests.runtime.supervised import (
     TEN,
     at_once,
     below,
+    both_at_length,
     both_kinds,
     config,
     crash,
@@ -227,7 +228,7 @@ async def test_what_is_gone_for_good_is_no_part_of_the_crashes_that_were_too_man
     assert ["one", "two"] == (group.details or {})["agents"]
 
 
-@both_kinds
+@both_at_length
 @simulate(runs=1)
 async def test_a_thousand_crashes_of_one_agent_interrupt_nobody_else(hosted: bool) -> None:
     """Asks and messages under way on its siblings go on from the first one to the last."""

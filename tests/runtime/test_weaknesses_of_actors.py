@@ -23,7 +23,17 @@ from agentcore import (
     Supervisor,
 )
 from agentcore.testing import current_simulation, simulate
-from tests.runtime.supervised import NO_WAIT, Boom, at_once, both_kinds, config, settle, supervised, told
+from tests.runtime.supervised import (
+    NO_WAIT,
+    Boom,
+    at_once,
+    both_at_length,
+    both_kinds,
+    config,
+    settle,
+    supervised,
+    told,
+)
 
 RUNS = 5
 
@@ -98,7 +108,7 @@ async def test_the_error_of_a_message_is_seen(hosted: bool) -> None:
             assert [("agent_crashed", "one"), ("agent_crashed", "two")] == log.of("agent_crashed")
 
 
-@both_kinds
+@both_at_length
 @simulate(runs=1)
 async def test_thousands_of_agents_leave_nothing(hosted: bool) -> None:
     """Row 6. Spawned and stopped, or crashed for good: no task, name, agent or number is kept of them."""

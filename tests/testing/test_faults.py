@@ -213,6 +213,7 @@ def test_every_fault_parses_back(fault: Fault) -> None:
     assert "\n" not in str(fault)
 
 
+@pytest.mark.thorough
 @given(_plans)
 def test_every_plan_parses_back(faults: list[Fault]) -> None:
     """`FaultPlan.parse` is the inverse of `str`, whatever the literals contain."""
