@@ -226,7 +226,7 @@ class Directory:
 
     def _function_route(self, task_type: str, function: Callable[..., Any]) -> Route:
         metadata = self.handlers.get_metadata(task_type) or {}
-        config, retry = metadata.get("config"), metadata.get("retry")
+        config, retry = metadata.get("config"), _retry_in(metadata)
         made_for, route = self._functions.get(task_type, (None, None))
         if route is not None and made_for == (function, config, retry):
             return route
@@ -237,25 +237,31 @@ class Directory:
             )
         default = AgentConfig(task_type, "function", max_concurrency=None)
         agent = FunctionAgent(function, config if isinstance(config, AgentConfig) else default)
-        route = Route(lambda: agent, owned=False, retry=retry if isinstance(retry, RetryPolicy) else None)
+        route = Route(lambda: agent, owned=False, retry=retry)
         self._functions[task_type] = ((function, config, retry), route)
         return route
 
     def _agent_route(self, name: str, task_type: str, item: object) -> Route:
+        metadata = self.agents.get_metadata(name) or {}
         if isinstance(item, BaseAgent):
-            return _instance_route(item)
+            return _instance_route(item, _retry_in(metadata))
         if not callable(item):
             raise TaskRoutingError(
                 f"item {name!r} of registry {AGENTS!r} must be a class of agents, a factory or an agent: got {item!r}; "
                 "register another one",
                 {"type": task_type, "known": [name]},
             )
-        metadata = self.agents.get_metadata(name) or {}
-        return Route(lambda: _make(name, task_type, item, metadata), owned=True)
+        return Route(lambda: _make(name, task_type, item, metadata), owned=True, retry=_retry_in(metadata))
 
 
-def _instance_route(agent: BaseAgent) -> Route:
-    return Route(lambda: agent, owned=False)
+def _retry_in(metadata: Mapping[str, Any]) -> RetryPolicy | None:
+    """Return the policy that something was registered with."""
+    retry = metadata.get("retry")
+    return retry if isinstance(retry, RetryPolicy) else None
+
+
+def _instance_route(agent: BaseAgent, retry: RetryPolicy | None = None) -> Route:
+    return Route(lambda: agent, owned=False, retry=retry)
 
 
 def _post_route(post: Post) -> Route:

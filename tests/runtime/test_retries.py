@@ -199,6 +199,34 @@ async def test_the_call_goes_before_the_handler_before_the_runtime() -> None:
         assert 2 == len(handler.times)
 
 
+class FlakyAgent(BaseAgent):
+    """An agent that succeeds at its third execution."""
+
+    tried = 0
+
+    async def initialize(self) -> bool:
+        return True
+
+    async def process(self, context: AgentContext) -> AgentResult:
+        type(self).tried += 1
+        return AgentResult(success=type(self).tried == 3)
+
+    async def handle_error(self, error: Exception, context: AgentContext) -> AgentResult:
+        raise error
+
+
+@pytest.mark.parametrize("kind", ["class", "instance"])
+@simulate(runs=5)
+async def test_an_agent_is_registered_with_a_policy(kind: str) -> None:
+    """As a handler is, whether there is one for all tasks or one for each."""
+    FlakyAgent.tried = 0
+    async with runtime_of() as runtime:
+        agent = FlakyAgent if kind == "class" else FlakyAgent(AgentConfig("flaky_agent", "flaky"))
+        runtime.agents.agents.register("flaky_agent", agent, retry=THRICE)
+        await runtime.run("flaky")
+        assert (3, 3) == (FlakyAgent.tried, anyio.current_time())
+
+
 @pytest.mark.parametrize("way", ["run", "submit", "start", "map", "handler", "config"])
 async def test_what_is_no_policy_is_refused(way: str) -> None:
     """Wherever one can be given."""
