@@ -5,6 +5,8 @@ from __future__ import annotations
 from agentcore._agent_records import Limit
 from agentcore.errors import (
     AgentBusyError,
+    AgentCrash,
+    AgentError,
     AgentExecutionError,
     AgentInitializationError,
     AgentResultError,
@@ -84,4 +86,25 @@ def not_a_context(agent: str, value: object) -> ConfigurationError:
     return ConfigurationError(
         f"execute of agent {agent!r} takes an AgentContext: got {value!r}; write AgentContext(task=...)",
         {"name": "context", "value": value},
+    )
+
+
+def as_failure(name: str, error: BaseException | None) -> Exception:
+    """Return the end of an agent as what can be raised in a group of errors."""
+    if isinstance(error, Exception):
+        return error
+    what = "has ended by itself" if error is None else f"raised {error!r}"
+    failure = AgentCrash(f"agent {name!r} {what}", {"agent": name})
+    failure.__cause__ = error
+    return failure
+
+
+def not_handled_message(agent: str, said: object, cause: BaseException | None) -> BaseException:
+    """Make the error for a message that an agent has failed to handle: nobody else learns of it."""
+    if cause is not None:
+        return cause
+    return AgentError(
+        f"agent {agent!r} failed to handle a message: got a result with success False and the error {text_of(said)}; "
+        "make a success of what may be passed over",
+        {"agent": agent, "error": said},
     )

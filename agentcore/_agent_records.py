@@ -89,9 +89,8 @@ def _check_timeout(_: object, field: "attrs.Attribute[float | None]", value: obj
 
 
 def _check_terminate_timeout(_: object, field: "attrs.Attribute[float]", value: object) -> None:
-    if value is None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise _unusable(field.name, value, "a number of seconds, 0 or more", "termination always has a limit")
-    check_seconds(field.name, value)
 
 
 def _check_max_waiting(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
@@ -204,14 +203,16 @@ class Call:
         scope: encloses whatever of it runs now; None before anything does.
         interruption: what the caller gets if it was ended from outside.
         variables: what the sender of a message has set, with which it is handled; None if it is no message.
+        is_in_line: whether it waits for its turn: nothing of it has begun.
     """
 
-    __slots__ = ("interruption", "scope", "variables")
+    __slots__ = ("interruption", "is_in_line", "scope", "variables")
 
     def __init__(self, variables: Context | None = None) -> None:
         self.variables: Context | None = variables
         self.scope: anyio.CancelScope | None = None
         self.interruption: Exception | None = None
+        self.is_in_line: bool = False
 
     @property
     def is_message(self) -> bool:
@@ -230,6 +231,19 @@ class Call:
             self.interruption = interruption
         if self.scope is not None:
             self.scope.cancel(reason)
+
+
+class Keeper(Protocol):
+    """Is responsible for the life of an agent. What it hears it hears at once, and must not wait."""
+
+    def crashed(self, agent: Any, error: BaseException) -> None:
+        """Hear that an agent cannot go on."""
+
+    def terminating(self, agent: Any) -> None:
+        """Hear that somebody terminates an agent."""
+
+    def will_end(self, agent: Any) -> bool:
+        """Tell whether the agent is about to be ended, and its calls with it."""
 
 
 class Executes(Protocol):

@@ -56,7 +56,7 @@ class Post(Protocol):
 class AgentRef:
     """An agent that was spawned; it stays the same when the agent is started again. `AgentRuntime.spawn` gives it.
 
-    It belongs to the event loop of its runtime.
+    It belongs to the event loop of its runtime. References to the same place are equal.
     """
 
     __slots__ = ("_post",)
@@ -66,6 +66,12 @@ class AgentRef:
 
     def __repr__(self) -> str:
         return f"<AgentRef {self.name!r} {self.state}, {self.waiting} messages wait>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AgentRef) and other._post is self._post
+
+    def __hash__(self) -> int:
+        return hash(self._post)
 
     @property
     def name(self) -> str:

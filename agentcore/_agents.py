@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import anyio
 
@@ -28,6 +28,7 @@ from agentcore._agent_records import (
     AgentResult,
     Call,
     Idle,
+    Keeper,
     Limit,
 )
 from agentcore._chains import Execution, Initialization, Waitable, Waits, links, living
@@ -40,16 +41,6 @@ from agentcore.errors import AgentCrash, AgentTerminatedError, AgentTimeoutError
 T = TypeVar("T")
 
 _Hook: TypeAlias = Callable[[], Awaitable[None]]
-
-
-class Keeper(Protocol):
-    """Is responsible for the life of an agent. What it hears it hears at once, and must not wait."""
-
-    def crashed(self, agent: BaseAgent, error: BaseException) -> None:
-        """Hear that an agent cannot go on."""
-
-    def terminating(self, agent: BaseAgent) -> None:
-        """Hear that somebody terminates an agent."""
 
 
 class BaseAgent(abc.ABC):
@@ -487,13 +478,17 @@ class BaseAgent(abc.ABC):
             # This one is in the line by now. A message has been accepted before.
             if most is not None and len(self._slots) > most and (call is None or not call.is_message):
                 raise _agent_errors.busy(self.name, most)
+            if call is not None:
+                call.is_in_line = True
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
                 await self._bounded(turn.wait(), context._limit, None, call)
-                if call is not None and self._keeper is not None and self._life.broken:  # its supervisor ends the call
+                if call is not None and self._keeper is not None and self._keeper.will_end(self):
                     await self._bounded(anyio.sleep_forever(), context._limit, None, call)
             if call is not None and call.interruption is not None:
                 raise call.interruption  # in the very step in which the turn came
+            if call is not None:
+                call.is_in_line = self._life.terminating
         except BaseException:
             if not self._slots.withdraw(turn) and not self._life.terminating:
                 self._pass_turn_on()

@@ -31,7 +31,7 @@ def own_context(given: AgentContext | Mapping[str, Any] | None) -> AgentContext:
     if given is None or isinstance(given, Mapping):
         return AgentContext(parameters=dict(given or {}))
     raise ConfigurationError(
-        f"an ask takes an AgentContext or a dictionary of parameters: got {given!r}; write AgentContext(parameters=...)",
+        f"an ask or a message takes an AgentContext or a dictionary of parameters: got {given!r}; write AgentContext(parameters=...)",
         {"name": "context", "value": given},
     )
 

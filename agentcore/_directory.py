@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeVar, final
 
 import attrs
@@ -38,12 +39,24 @@ class Route:
         owned: whether it is there for one task only, and is to be terminated afterwards.
         retry: whether tasks are executed again, unless they say so themselves.
         post: the place of one that is supervised, which gives it when it is there; None for others.
+        anew: looks for the way once more; None where there is but one.
     """
 
     take: Callable[[], BaseAgent]
     owned: bool
     retry: RetryPolicy | None = None
     post: Post | None = None
+    anew: Callable[[], Route] | None = None
+
+    def now(self) -> Route:
+        """Return the way for a task whose turn it is: who was there when it came may be gone, and others may have less to do.
+
+        Raises:
+            TaskRoutingError: nobody is there any more.
+        """
+        if self.anew is None or (self.post is not None and self.post.state != "stopped"):
+            return self
+        return self.anew().now()
 
 
 @final
@@ -148,6 +161,7 @@ class Directory:
 
         Its handler; else the agent ``<type>`` or ``<type>_agent``, one that is spawned before one that is registered; else, of
         the agents that can do all that is required, the one that is least busy, and of those the one chosen least often.
+        Which one that is is decided by `Route.now`.
 
         Args:
             task_type: what tasks.
@@ -163,17 +177,30 @@ class Directory:
         for name in (task_type, f"{task_type}_agent"):
             for post in self.posts():
                 if post.name == name and post.state != "stopped":
-                    return _post_route(post)
+                    return _post_route(post, partial(self.route, task_type, requires))
             item = self.agents.get_sync(name)
             if item is not None:
                 return self._agent_route(name, task_type, item)
         needed = to_capabilities(requires) if requires else frozenset()
-        if needed and (route := self._able_route(needed)) is not None:
-            return route
+        if needed and self._able(needed):
+            return Route(_undecided, owned=False, anew=partial(self._able_route, task_type, needed))
         raise self._no_route(task_type, needed)
 
-    def _able_route(self, needed: frozenset[AgentCapability | str]) -> Route | None:
-        """Return the way to the least busy agent that is able to do something; one that is there before all others."""
+    def _able_route(self, task_type: str, needed: frozenset[AgentCapability | str]) -> Route:
+        """Return the way to the least busy agent that is able to do something; one that is there before all others.
+
+        Raises:
+            TaskRoutingError: nobody is.
+        """
+        able = self._able(needed)
+        if not able:
+            raise self._no_route(task_type, needed)
+        _, chosen, route = min(able, key=lambda one: (one[0], one[1]._turns))
+        chosen._turns += 1
+        return route
+
+    def _able(self, needed: frozenset[AgentCapability | str]) -> list[tuple[float, Post | BaseAgent, Route]]:
+        """Return who is able to do something: how busy it is, itself, and the way to it."""
         able: list[tuple[float, Post | BaseAgent, Route]] = []
         for post in self.posts():
             if post.state != "stopped" and needed <= post.config.capabilities:
@@ -184,11 +211,7 @@ class Directory:
             for agent in self.shared_agents()
             if needed <= agent.config.capabilities and not agent.is_terminated
         ]
-        if not able:
-            return None
-        _, chosen, route = min(able, key=lambda one: (one[0], one[1]._turns))
-        chosen._turns += 1
-        return route
+        return able
 
     def _no_route(self, task_type: str, needed: frozenset[AgentCapability | str]) -> TaskRoutingError:
         posts = [post for post in self.posts() if post.state != "stopped"]
@@ -264,11 +287,12 @@ def _instance_route(agent: BaseAgent, retry: RetryPolicy | None = None) -> Route
     return Route(lambda: agent, owned=False, retry=retry)
 
 
-def _post_route(post: Post) -> Route:
-    def take() -> BaseAgent:
-        raise AssertionError(f"the agent of {post.name!r} is given by its post")
+def _undecided() -> BaseAgent:
+    raise AssertionError("the agent is given by its post, or is still to be chosen")
 
-    return Route(take, owned=False, post=post)
+
+def _post_route(post: Post, anew: Callable[[], Route] | None = None) -> Route:
+    return Route(_undecided, owned=False, post=post, anew=anew)
 
 
 def _load(agent: BaseAgent) -> int:

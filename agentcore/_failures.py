@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from agentcore._ledger import Ledger
+from agentcore._ledger import MAX_LOST, Ledger
 from agentcore.errors import AgentCrashedError, AgentError, CoreError, RuntimeClosedError, text_of, texts_of
 
 _logger: Final = logging.getLogger("agentcore.runtime")
@@ -34,6 +34,7 @@ class Failures:
         self._ledger = ledger
         self._is_hosted = is_hosted
         self._errors: list[BaseException] = []
+        self._uncounted = 0  # mishaps that are not among them
         self._on_crash: Callable[[BaseException], object] | None = None
         if is_hosted:
             ledger.on_abandoned = self._log_abandoned
@@ -43,8 +44,11 @@ class Failures:
         self._on_crash = callback
 
     def add(self, error: Exception, what: str) -> None:
-        """Note a mishap, for the exit."""
-        self._errors.append(error)
+        """Note a mishap, for the exit. Only so many are kept whole, as of tasks."""
+        if len(self._errors) < MAX_LOST:
+            self._errors.append(error)
+        else:
+            self._uncounted += 1
         if self._is_hosted:
             _logger.error("%s: %s", what, text_of(error), exc_info=error)
 
@@ -103,7 +107,7 @@ class Failures:
         background = self._all()
         if not background:
             return None
-        uncounted = len(self._errors) + self._ledger.lost_count - len(background)
+        uncounted = self._uncounted + len(self._errors) + self._ledger.lost_count - len(background)
         return _group(background, uncounted, of_block)
 
     def take(self, of_block: BaseException | None = None) -> BaseExceptionGroup[BaseException] | None:
@@ -114,6 +118,7 @@ class Failures:
             for task_id, error in self._ledger.untold():
                 self._log_abandoned(task_id, error)
         self._errors.clear()
+        self._uncounted = 0
         self._ledger.forget_lost()
         return group
 

@@ -303,13 +303,13 @@ class Job:
         if watches or told is not None:
             self.keeper.signs.note(watches, told, value, fields)
 
-    def context(self, runner: TaskRunner) -> AgentContext:
+    def context(self, runner: TaskRunner, route: Route) -> AgentContext:
         """Return the context of an execution that begins now, with its own deadlines."""
         context = AgentContext(self.task)
         context._runner, context._limit, context._job = runner, self.plan.limit(), self
         if self.plan.idle_timeout is not None:
             context._idle = self.idle = Idle(self.plan.idle_timeout)
-        if self.plan.route.post is not None:
+        if route.post is not None:
             context._call = Call()  # by which the supervisor of the agent can end the execution
         return context
 

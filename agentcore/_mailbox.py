@@ -91,6 +91,14 @@ class Mailbox(Generic[T]):
         self._let_in()
         return item
 
+    def put_back(self, item: T) -> bool:
+        """Have a message that was taken out be the first once more, whether there is a place or not; False if it is closed."""
+        if self.is_closed:
+            return False
+        self._items.appendleft(item)
+        self._ring()
+        return True
+
     def close(self) -> list[T]:
         """Accept nothing any more; return the messages that were not taken out. Who waits for a place is told."""
         self.is_closed = True
@@ -125,6 +133,9 @@ class Mailbox(Generic[T]):
     def _take_in(self, item: T) -> None:
         self._items.append(item)
         self._accepted(item)
+        self._ring()
+
+    def _ring(self) -> None:
         if self._bell is not None:
             self._bell.set()
             self._bell = None

@@ -114,6 +114,7 @@ class AgentRuntime(Work):
             check_open=self.tasks.check_open,
             check_place=lambda method: self._lifetime.check_place(method),  # noqa: PLW0108 - it is made below
             refusal=self.tasks.refusal,
+            is_ending=lambda: self.tasks.state != "open",
         )
         self.supervisor: AgentSupervisor = AgentSupervisor(NAME, checked_supervisor(supervisor), house)
         self.agents.posts = self.supervisor._agents

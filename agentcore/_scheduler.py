@@ -464,9 +464,8 @@ class Scheduler:
                 return None
             raise
         self._log.emit("task_started", task_id=task.id, type=task.type)
-        route, context = job.plan.route, job.context(self._runner)
-        post = route.post
-        agent = None
+        route = job.plan.route.now()
+        context, post, agent = job.context(self._runner, route), route.post, None
         try:
             agent = job.agent = route.take() if post is None else await post.enter(context)
             return await agent.execute(context)

@@ -38,7 +38,6 @@ from agentcore._rules.restart import RestartType
 from agentcore.abc import TaskRunner
 from agentcore.errors import (
     AgentCrash,
-    AgentError,
     AgentRestartedError,
     AgentTerminatedError,
     AgentTimeoutError,
@@ -65,6 +64,7 @@ class House:
         check_open: raises if the runtime takes nothing from the caller.
         check_place: raises if this is not its event loop.
         refusal: makes the error for who comes then.
+        is_ending: tells whether the runtime is about to end, so that nobody does anything by himself any more.
     """
 
     runner: TaskRunner
@@ -74,6 +74,7 @@ class House:
     check_open: Callable[[str], None]
     check_place: Callable[[str], None]
     refusal: Callable[[str], Exception]
+    is_ending: Callable[[], bool]
 
 
 @final
@@ -170,7 +171,7 @@ class Spawned:
         self._room = Doing(f"mailbox of {self.name}")
         self._life = Doing(f"life of {self.name}")
         self._coming = Doing(f"start of {self.name}")
-        self._is_gone = self._is_quiet = self._is_refusing = False
+        self._is_gone = self._is_refusing = False
         self._change = anyio.Event()  # set when somebody comes, or nobody ever will
         self._presence: _Presence | None = None  # of the agent that is there, or has just crashed
         self._passing: BaseAgent | None = None  # who is about to come, or to go
@@ -206,22 +207,35 @@ class Spawned:
             AgentInitializationError: it could not be.
             Exception: what making it raises.
         """
-        agent = self._passing = self._make()
-        token = current_execution.set([self._coming, current_execution.get(), None])
+        variables, requests = self._own_variables(), _interop.cancel_requests()
+        agent = self._passing = variables.run(self._make)
+        agent._keeper = self
+        # Whoever waits for the agent, or for room in its mailbox, waits for this.
+        room = [self._room, current_execution.get(), None]
+        start = [self._coming, room, None]
+        variables.run(current_execution.set, start)
         try:
-            await agent._initialize(AgentContext(), None)
-        except BaseException:
-            await self._terminate(agent)  # noqa: ASYNC102 - `terminate` shields and limits itself
+            await drive(variables, agent._initialize(AgentContext(), None))
+        except BaseException as error:
+            await self._terminate(agent)  # noqa: ASYNC102 - shields and limits itself
+            if _is_foreign(error, requests):
+                why = "something that it waited for was cancelled"
+                raise _agent_errors.not_ready(self.name, why) from error  # noqa: ASYNC104 - it is not the caller's
             raise
         finally:
-            self._passing = None
-            current_execution.reset(token)
+            self._passing = start[0] = room[0] = None
         return agent
+
+    def _own_variables(self) -> Context:
+        """Return the variables of whoever has spawned it, for a part of what this is called in."""
+        variables = self._variables.copy()
+        for structural in (current_execution, current_job, current_terminations):
+            variables.run(structural.set, structural.get())  # type: ignore[arg-type]  # of each its own
+        return variables
 
     def install(self, agent: BaseAgent, group: anyio.abc.TaskGroup) -> None:
         """Have an agent fill the place from now on."""
         self.agent = agent
-        agent._keeper = self
         self._presence = _Presence(agent)
         self._variables.copy().run(self._start, self._presence, group)
         self._change.set()
@@ -250,7 +264,6 @@ class Spawned:
             presence.life.cancel(reason)
             presence.scope.cancel(reason)
             await presence.ended.wait()
-            presence.agent._keeper = None
             self._passing = presence.agent
             try:
                 await self._terminate(presence.agent)
@@ -265,7 +278,6 @@ class Spawned:
 
     def _quieten(self) -> None:
         """Have the agent do nothing by itself any more: the runtime is about to end."""
-        self._is_quiet = True
         if self._presence is not None:
             self._presence.life.cancel("the runtime ends")
 
@@ -296,6 +308,10 @@ class Spawned:
         if is_crash(error):
             self._end(agent, error)
 
+    def will_end(self, agent: BaseAgent) -> bool:
+        """Tell whether the supervisor is about to end the agent, and its calls with it."""
+        return agent is not self.agent
+
     def terminating(self, agent: BaseAgent) -> None:
         """Note that somebody terminates the agent."""
         self._end(agent, None)
@@ -323,7 +339,7 @@ class Spawned:
                 raise self._gone()
             scope = anyio.move_on_at(math.inf if limit is None else limit.at)
             call.enter(scope)
-            with scope, self._waiting(self._coming if self._passing is not None else self._overseer._doing):
+            with scope, waiting(self._coming if self._passing is not None else self._overseer._doing):
                 await self._change.wait()
             if call.interruption is not None:
                 raise call.interruption
@@ -354,20 +370,10 @@ class Spawned:
         self._check_there()
         if self._mailbox.try_put(context):
             return
-        with self._waiting(self._room):
+        with waiting(self._room):
             is_accepted = await self._mailbox.put(context)
         if not is_accepted:
             self._check_there()
-
-    @contextmanager
-    def _waiting(self, wanted: Doing) -> Generator[None]:
-        """Have it known that the caller waits here. The slot in flight of a task is free meanwhile, for who is waited for."""
-        wait, job = waits.begin(wanted, current_execution.get()), current_job.get()
-        try:
-            with job.lending() if job is not None else nullcontext():
-                yield
-        finally:
-            waits.remove(wait)
 
     def tell_nowait(self, context: AgentContext) -> None:
         """Put a message into the mailbox.
@@ -414,7 +420,7 @@ class Spawned:
         presence.tasks = 1
         group.start_soon(self._work, presence, name=f"agent {self.name}")
         life = type(presence.agent).live
-        if not self._is_quiet and life is not BaseAgent.live and callable(life):
+        if not self._house.is_ending() and life is not BaseAgent.live and callable(life):
             presence.tasks = 2
             group.start_soon(self._do, presence, name=f"agent {self.name}, by itself")
 
@@ -485,11 +491,13 @@ class Spawned:
         failure: BaseException | None = None
         try:
             result = await drive(call.variables, agent.execute(context))
-            failure = None if result.success else _unhandled(self.name, result.error, result.cause)
+            failure = (
+                None if result.success else _agent_errors.not_handled_message(self.name, result.error, result.cause)
+            )
         except Exception as error:  # noqa: BLE001 - a crash, or how it was ended
             failure = error
         except BaseException:
-            self._drop(
+            self._lose(
                 context, "its handling was cancelled" if call.interruption is None else text_of(call.interruption)
             )
             raise
@@ -498,10 +506,22 @@ class Spawned:
         if failure is None:
             self._note_end(context)
             return True
-        self._drop(context, text_of(failure))
-        if call.interruption is None and not isinstance(failure, AgentTerminatedError):
+        self._lose(context, text_of(failure))
+        if call.interruption is None and not agent._life.terminating:
             agent._crash(failure)
         return False
+
+    def _lose(self, context: AgentContext, why: str) -> None:
+        """Drop a message that was being handled; if nothing of that has begun, it is the next one's."""
+        old = context._call
+        assert old is not None  # whoever has sent it has made it  # noqa: S101
+        if not (old.is_in_line and self._mailbox.put_back(context)):
+            self._drop(context, why)
+            return
+        context._call = Call(old.variables)
+        self._house.calls.accept(context._call)
+        self._calls.discard(old)
+        self._house.calls.settle(old)
 
     def _enter_message(self, link: object) -> None:
         """Have the variables of a sender say what the handling of the message is a part of."""
@@ -512,10 +532,21 @@ class Spawned:
     # Its end.
 
     async def _terminate(self, agent: BaseAgent) -> None:
+        """Terminate an agent. Whatever its clean-up raises is told at the exit of the runtime: nobody may be kept by it."""
+        agent._keeper = None
+        what = f"the clean-up of agent {self.name!r} failed"
         try:
-            await agent.terminate()
-        except Exception as error:  # noqa: BLE001 - raised at the exit of the runtime
-            self._house.failures.add(error, f"the clean-up of agent {self.name!r} failed")
+            await drive(self._own_variables(), agent.terminate())
+        except Exception as error:  # noqa: BLE001 - as the docstring says
+            self._house.failures.add(error, what)
+        except BaseException as error:  # noqa: ASYNC103 - as above
+            cancelled, rest = _interop.split_cancellation(error)
+            if cancelled and anyio.current_effective_deadline() == -math.inf:
+                raise  # the end itself shields itself: the cancellation has come before or after it
+            if rest is not None and not is_crash(rest):
+                self._house.failures.crash(rest)
+            else:
+                self._house.failures.add(_agent_errors.as_failure(self.name, error), what)
 
     def _gone(self) -> AgentTerminatedError:
         return _agent_errors.gone(self.name)
@@ -526,27 +557,28 @@ class Spawned:
         )
 
 
+@contextmanager
+def waiting(wanted: Doing) -> Generator[None]:
+    """Have it known that the caller waits here. The slot in flight of a task is free meanwhile, for who is waited for.
+
+    Raises:
+        AgentDeadlockError: the wait would never end; on entering.
+    """
+    wait, job = waits.begin(wanted, current_execution.get()), current_job.get()
+    try:
+        with job.lending() if job is not None else nullcontext():
+            yield
+    finally:
+        waits.remove(wait)
+
+
+def _is_foreign(error: BaseException, requests: int) -> bool:
+    """Tell whether an error is the cancellation of something else, which was waited for; not the one of the caller."""
+    cancelled, rest = _interop.split_cancellation(error)
+    is_own = anyio.current_effective_deadline() == -math.inf or _interop.cancel_requests() > requests
+    return cancelled and rest is None and not is_own
+
+
 def is_crash(error: BaseException) -> bool:
     """Tell whether an error is one of an agent; others, such as Ctrl-C, are meant for the program."""
     return all(isinstance(leaf, Exception | SystemExit) for leaf in _interop.leaves_of(error))
-
-
-def as_failure(name: str, error: BaseException | None) -> Exception:
-    """Return the end of an agent as what can be raised in a group of errors."""
-    if isinstance(error, Exception):
-        return error
-    what = "has ended by itself" if error is None else f"raised {error!r}"
-    failure = AgentCrash(f"agent {name!r} {what}", {"agent": name})
-    failure.__cause__ = error
-    return failure
-
-
-def _unhandled(agent: str, said: object, cause: BaseException | None) -> BaseException:
-    """Make the error for a message that an agent has failed to handle: nobody else learns of it."""
-    if cause is not None:
-        return cause
-    return AgentError(
-        f"agent {agent!r} failed to handle a message: got a result with success False and the error {text_of(said)}; "
-        "make a success of what may be passed over",
-        {"agent": agent, "error": said},
-    )

@@ -8,11 +8,11 @@ which ends then.
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
-import inspect
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, Literal, Protocol, final
@@ -20,19 +20,20 @@ from typing import Any, Final, Literal, Protocol, final
 import anyio
 import anyio.abc
 import anyio.lowlevel
-import attrs
 
-from agentcore import _interop
+from agentcore import _agent_errors, _interop
 from agentcore._agent_records import AgentConfig
 from agentcore._agent_refs import AgentRef
 from agentcore._agents import BaseAgent
+from agentcore._blueprint import blueprint
+from agentcore._chains import links
 from agentcore._context import current_execution, current_runtime, end_structure
 from agentcore._layer import check_name
 from agentcore._rules.backoff import check_number, show
-from agentcore._rules.restart import RestartType, Supervision, to_member
-from agentcore._spawned import Doing, House, Spawned, as_failure, is_crash
+from agentcore._rules.restart import RestartType, Supervision, Verdict, to_member
+from agentcore._spawned import Doing, House, Spawned, is_crash, waiting
 from agentcore._supervisor_records import Supervisor, checked_supervisor
-from agentcore.errors import AgentCrash, AgentCrashedError, AgentError, ConfigurationError, text_of, texts_of
+from agentcore.errors import AgentCrash, AgentCrashedError, AgentError, text_of, texts_of
 
 _logger: Final = logging.getLogger("agentcore.agents")
 NAME: Final = "root"
@@ -88,10 +89,10 @@ class AgentSupervisor:
         self._doing: Doing = Doing(f"supervisor {name}")
         self._house = house
         self._above = above
-        self._names: dict[str, Child] = {} if above is None else above._names  # of all in the tree
+        self._names: dict[str, Child] = {name: self} if above is None else above._names  # of all in the tree
         self._children: dict[str, Child] = {}  # in the order of their start
         self._rule = self._new_rule()
-        self._ends: deque[tuple[float, str, BaseException | None]] = deque(maxlen=config.intensity + 1)
+        self._ends: deque[tuple[float, str, BaseException | None]] = deque()  # those within the period
         self._reports: deque[tuple[Any, BaseException | None, object]] = deque()
         self._life: _Life | None = None  # of the task
         self._group: anyio.abc.TaskGroup | None = None  # of the runtime: everything lives in that
@@ -128,7 +129,7 @@ class AgentSupervisor:
     ) -> AgentRef:
         """Start an agent below this supervisor and return a reference to it; see `AgentRuntime.spawn`."""
         self._check_open(agent)
-        make, config, restart = _blueprint(agent, config, restart, shutdown)
+        make, config, restart = blueprint(agent, config, restart, shutdown)
         check_number(f"agent {config.name!r}", "mailbox", mailbox, "say how many may wait", least=1, whole=True)
         self._check_name(config.name)
         child = Spawned(make, config, restart=restart, capacity=mailbox, house=self._house, overseer=self)
@@ -168,7 +169,7 @@ class AgentSupervisor:
         self._check_open(name)
         check_name("supervisor", name)
         self._check_name(name)
-        kind = to_member(RestartType, "restart", restart)
+        kind = to_member(RestartType, f"supervisor {name!r}", "restart", restart)
         below = AgentSupervisor(name, checked_supervisor(config), self._house, self, kind)
         self._names[name] = below
         below._begin(self._adopt(below)).ready.set()
@@ -198,8 +199,10 @@ class AgentSupervisor:
         self._child_ended(child, None, request := _Request())
         if self._coming is not None and self._coming[0] is child:  # its start may take for ever
             self._coming[1].cancel(f"{child.name!r} is stopped")
-        if not child._is_around():
-            await request.done.wait()
+        # Neither does a hook wait that the supervisor itself waits for.
+        if not child._is_around() and not any(link[0] is self._doing for link in links(current_execution.get())):
+            with waiting(self._doing):
+                await request.done.wait()
 
     def _find(self, name: str) -> Spawned | None:
         """Return the place of an agent in the whole tree; None if there is none of this name."""
@@ -258,16 +261,14 @@ class AgentSupervisor:
         self._reports.clear()
         self._ends.clear()
         life = self._begin(group)
-        token = current_execution.set([self._doing, current_execution.get(), None])
         try:
             for child in again:
-                if await self._bring_back(child, group):
-                    self._rule.add(child.name, child.restart, anyio.current_time())
+                await self._bring_back(child, group)
         except BaseException:
             await self._take_down(for_good=False)  # noqa: ASYNC102 - shields itself
             raise
-        finally:
-            current_execution.reset(token)
+        for child in self._children.values():  # with those that have come meanwhile, in their order
+            self._rule.add(child.name, child.restart, anyio.current_time())
         life.ready.set()
 
     async def _take_down(self, *, for_good: bool) -> None:
@@ -301,13 +302,34 @@ class AgentSupervisor:
         Raises:
             Exception: it could not be.
         """
-        with anyio.CancelScope() as scope:
+        with anyio.CancelScope() as scope, self._at_hooks():
             self._coming = child, scope
             try:
+                await anyio.lowlevel.checkpoint()  # one that fails at once, again and again, lets others run
                 await child._restart(group)
             finally:
                 self._coming = None
-        return not scope.cancelled_caught
+        if scope.cancelled_caught:
+            return False
+        self._house.log.emit("agent_restarted", agent=child.name)
+        return True
+
+    @contextmanager
+    def _at_hooks(self) -> Generator[None]:
+        """Have it known, while children come or go, who waits for that: for this supervisor, or for who is down."""
+        chain = [self._doing, current_execution.get(), None]
+        made = [chain]
+        for child in self._children.values():
+            if isinstance(child, Spawned) and child.agent is None:
+                chain = [child._room, chain, None]
+                made.append(chain)
+        token = current_execution.set(chain)
+        try:
+            yield
+        finally:
+            current_execution.reset(token)
+            for link in made:  # what hooks have started elsewhere may outlive them
+                link[0] = None
 
     # The task.
 
@@ -321,10 +343,9 @@ class AgentSupervisor:
 
     async def _run(self, life: "_Life") -> None:
         failure: AgentCrashedError | None = None
-        current_execution.set([self._doing, None, None])
         try:
             with life.scope:
-                failure = await self._watch(life)
+                await self._watch(life)
         except BaseException as error:  # noqa: ASYNC103 - a cancellation that is nobody's would end the others silently
             cancelled, rest = _interop.split_cancellation(error)
             if rest is not None or not cancelled or anyio.current_effective_deadline() == -math.inf:
@@ -332,19 +353,41 @@ class AgentSupervisor:
             failure = self._cut_off()
         finally:
             self._state = "stopped"
-            with anyio.CancelScope(shield=True):
-                for child in reversed(list(self._children.values())):
-                    await child._take_down(for_good=self._is_for_good)
-            life.ended.set()
-            for child, _, request in list(self._reports):
-                if isinstance(request, _Request):  # everything is stopped by now
-                    self._forget(child)
-                    request.done.set()
-            self._reports.clear()
-            if self._is_for_good:
-                self._retire()
+            self._hear_the_rest()
+            self._is_for_good |= self._rule.has_given_up and self._is_gone_with_it()
+            try:
+                with anyio.CancelScope(shield=True):
+                    for child in reversed(list(self._children.values())):
+                        await self._end_child(child, for_good=self._is_for_good)
+            finally:
+                life.ended.set()  # whatever happens: it is waited for in shields
+                self._hear_the_rest(all_are_down=True)
+                if self._is_for_good:
+                    self._retire()
+        if self._rule.has_given_up:
+            failure = self._too_many()
         if failure is not None:
             self._give_up(failure, life)
+
+    def _is_gone_with_it(self) -> bool:
+        """Tell whether nobody will start this supervisor again when it has given up."""
+        return self._above is None or self.restart is RestartType.TEMPORARY
+
+    def _hear_the_rest(self, *, all_are_down: bool = False) -> None:
+        """Note the ends that nobody came to any more. Who wants somebody to be stopped is told when all are down."""
+        reports, self._reports = self._reports, deque()
+        for child, error, presence in reports:
+            if isinstance(presence, _Request):
+                if all_are_down:
+                    self._forget(child)
+                    presence.done.set()
+                else:
+                    self._reports.append((child, error, presence))
+                continue
+            if error is not None:
+                self._note_crash(child, error)
+            if all_are_down or child._incarnation is presence:
+                self._judge(child, error)
 
     def _give_up(self, failure: AgentCrashedError, life: "_Life") -> None:
         self._house.log.emit("supervisor_gave_up", supervisor=self.name, crashes=len(failure.exceptions))
@@ -354,76 +397,89 @@ class AgentSupervisor:
         else:
             self._above._child_ended(self, failure, life)
 
-    async def _watch(self, life: "_Life") -> AgentCrashedError | None:
-        """Do what there is to be done; return why nothing more can be."""
+    async def _watch(self, life: "_Life") -> None:
+        """Do what there is to be done, until nothing more can be."""
         await life.ready.wait()
-        while True:
-            failure = None
+        while not self._rule.has_given_up:
             if self._reports:
-                failure = await self._take_report(*self._reports.popleft())
+                await self._take_report(*self._reports.popleft())
             elif (name := self._rule.due(anyio.current_time())) is not None:
-                failure = await self._start_again(self._children[name])
+                await self._start_again(self._children[name])
             else:
+                self._forget_old_ends()
                 due = self._rule.next_due()
-                with anyio.move_on_at(math.inf if due is None else due):
+                # Errors of crashes that count no more go, with all that their tracebacks keep. Not in the last moment of the
+                # period, in which they do count.
+                over = self._ends[0][0] + 2 * self.config.period if self._ends else math.inf
+                with anyio.move_on_at(min(math.inf if due is None else due, over)):
                     await life.bell.wait()
                 life.bell = anyio.Event()
-            if failure is not None:
-                return failure
 
-    async def _take_report(
-        self, child: Child, error: BaseException | None, presence: object
-    ) -> AgentCrashedError | None:
+    async def _take_report(self, child: Child, error: BaseException | None, presence: object) -> None:
         if isinstance(presence, _Request):
             if self._children.get(child.name) is child:
-                await child._take_down(for_good=True)
+                await self._end_child(child, for_good=True)
                 self._forget(child)
             presence.done.set()
-            return None
+            return
         if error is not None:
             self._note_crash(child, error)
         if self._children.get(child.name) is not child or child._incarnation is not presence:
-            return None  # it has been taken down meanwhile, with another one
-        await child._take_down(for_good=False)
-        return await self._carry_out(child, error)
+            return  # it has been taken down meanwhile, with another one
+        await self._end_child(child, for_good=False)
+        await self._carry_out(child, error)
 
-    async def _start_again(self, child: Child) -> AgentCrashedError | None:
+    async def _end_child(self, child: Child, *, for_good: bool) -> None:
+        with self._at_hooks():
+            await child._take_down(for_good=for_good)
+
+    async def _start_again(self, child: Child) -> None:
         assert self._group is not None  # it is up  # noqa: S101
         failure: BaseException | None = None
         try:
             if not await self._bring_back(child, self._group):
-                return None  # who has stopped it is next
+                return  # who has stopped it is next
         except BaseException as error:  # noqa: ASYNC103 - what is none of an agent goes on
             if not is_crash(error):
                 raise
             failure = error
         if failure is not None:
             self._note_crash(child, failure)
-            return await self._carry_out(child, failure)
-        self._rule.started(child.name, anyio.current_time())
-        self._house.log.emit("agent_restarted", agent=child.name)
-        return None
+            await self._carry_out(child, failure)
+        else:
+            self._rule.started(child.name, anyio.current_time())
 
-    async def _carry_out(self, child: Child, error: BaseException | None) -> AgentCrashedError | None:
-        """Do what follows from the end of a child."""
+    async def _carry_out(self, child: Child, error: BaseException | None) -> None:
+        """Do what follows from the end of a child. Who is up when there were too many is stopped by the end of the task."""
+        verdict = self._judge(child, error)
+        if verdict.gives_up:
+            return
+        for name in verdict.stop:
+            await self._end_child(self._children[name], for_good=name in verdict.removed)
+        for name in verdict.removed:
+            self._forget(self._children[name])
+
+    def _judge(self, child: Child, error: BaseException | None) -> Verdict:
+        """Decide what follows from the end of a child, and note it."""
         now, draw = anyio.current_time(), _interop.sources.get().random.random()
         verdict = self._rule.ended(child.name, now, draw, crashed=error is not None)
         if child.name not in verdict.removed:
             self._ends.append((now, child.name, error))
-        for name in verdict.stop:
-            await self._children[name]._take_down(for_good=name in verdict.removed)
-        for name in verdict.removed:
-            gone = self._children[name]
-            self._forget(gone)
-            if gone is child and error is not None:
-                self._house.failures.add(as_failure(name, error), f"agent {name!r} crashed, and is not started again")
-        return self._too_many(now) if verdict.gives_up else None
+        elif error is not None:
+            what = f"agent {child.name!r} crashed, and is not started again"
+            self._house.failures.add(_agent_errors.as_failure(child.name, error), what)
+        return verdict
 
-    def _too_many(self, now: float) -> AgentCrashedError:
+    def _forget_old_ends(self) -> None:
+        oldest = anyio.current_time() - self.config.period
+        while self._ends and self._ends[0][0] < oldest:
+            self._ends.popleft()
+
+    def _too_many(self) -> AgentCrashedError:
         """Make the error of a supervisor that gives up: of all the ends that were too many."""
-        recent = [(name, error) for at, name, error in self._ends if at >= now - self.config.period]
-        errors = [as_failure(name, error) for name, error in recent]
-        names = sorted({name for name, _ in recent})
+        self._forget_old_ends()
+        errors = [_agent_errors.as_failure(name, error) for _, name, error in self._ends]
+        names = sorted({name for _, name, _ in self._ends})
         return AgentCrashedError(
             f"supervisor {self.name!r} gives up: got {len(errors)} restarts within {self.config.period:g} s, "
             f"{self.config.intensity} are allowed: {texts_of(errors)}",
@@ -452,7 +508,8 @@ class AgentSupervisor:
         if self._state == "new":
             self._begin(self._group).ready.set()
         self._children[child.name] = child
-        self._rule.add(child.name, child.restart, anyio.current_time())
+        if self._life is not None and self._life.ready.is_set():  # else it is added with all the others
+            self._rule.add(child.name, child.restart, anyio.current_time())
         self._house.log.emit("agent_started", agent=child.name)
         return self._group
 
@@ -510,51 +567,3 @@ class _Request:
 
     def __init__(self) -> None:
         self.done = anyio.Event()
-
-
-def _blueprint(
-    agent: object, config: AgentConfig | None, restart: RestartType | str | None, shutdown: float | None
-) -> tuple[Callable[[], BaseAgent], AgentConfig, RestartType]:
-    """Return how an agent is made, how it behaves, and after which ends it is started again.
-
-    Raises:
-        ConfigurationError: that cannot be.
-    """
-    kind = None if restart is None else to_member(RestartType, "restart", restart)
-    if isinstance(agent, BaseAgent):
-        if config is not None or kind not in (None, RestartType.TEMPORARY):
-            raise ConfigurationError(
-                f"an agent that is there already cannot be made once more: got {agent!r} with restart={restart!r} and "
-                f"config={config!r}; spawn its class, or use restart='temporary' and no config",
-                {"name": "agent", "value": agent},
-            )
-        kind = RestartType.TEMPORARY
-        config = agent.config
-    elif not callable(agent) or not isinstance(config, AgentConfig):
-        raise ConfigurationError(
-            f"spawn takes a class of agents or a factory, and an AgentConfig: got {show(agent)} and {show(config)}; "
-            "write spawn(MyAgent, AgentConfig(name=..., agent_type=...))",
-            {"name": "agent", "value": agent},
-        )
-    if shutdown is not None:
-        config = attrs.evolve(config, terminate_timeout=shutdown)
-    return partial(_make, agent, config), config, kind or RestartType.PERMANENT
-
-
-def _make(agent: Any, config: AgentConfig) -> BaseAgent:
-    made = agent if isinstance(agent, BaseAgent) else agent(config)
-    if not isinstance(made, BaseAgent):
-        if inspect.iscoroutine(made):
-            made.close()
-        raise ConfigurationError(
-            f"what is spawned must give an agent when it is called with an AgentConfig: got {show(made)}; "
-            "return a BaseAgent",
-            {"name": "agent", "value": made},
-        )
-    if made._keeper is not None:
-        raise ConfigurationError(
-            f"an agent has one supervisor at a time: got {made!r}, which has one; make another agent",
-            {"name": "agent", "value": made},
-        )
-    made.config = config
-    return made

@@ -15,7 +15,7 @@ _DEFAULT_BACKOFF: Final = Backoff(initial=0.05, factor=2.0, maximum=5.0)
 
 
 def _to_strategy(value: SupervisionStrategy | str) -> SupervisionStrategy:
-    return to_member(SupervisionStrategy, "strategy", value)
+    return to_member(SupervisionStrategy, "a Supervisor", "strategy", value)
 
 
 @final

@@ -37,7 +37,7 @@ _Names: TypeAlias = tuple[str, ...]
 E = TypeVar("E", bound=enum.StrEnum)
 
 
-def to_member(cls: type[E], name: str, value: object) -> E:
+def to_member(cls: type[E], subject: str, name: str, value: object) -> E:
     """Return the member of an enumeration that a value stands for.
 
     Raises:
@@ -47,7 +47,7 @@ def to_member(cls: type[E], name: str, value: object) -> E:
         return cls(value)  # type: ignore[arg-type]  # that is the question
     except ValueError:
         raise ConfigurationError(
-            f"{name} of a supervisor must be one of {', '.join(repr(one.value) for one in cls)}: got {show(value)}; "
+            f"{name} of {subject} must be one of {', '.join(repr(one.value) for one in cls)}: got {show(value)}; "
             f"write {cls.__name__}.{next(iter(cls)).name}",
             {"name": name, "value": value},
         ) from None

@@ -25,6 +25,7 @@ PLANNING, REASONING, MEMORY = AgentCapability.PLANNING, AgentCapability.REASONIN
 
 def name_of(route: Route) -> str:
     """Return the name of the agent that a way leads to."""
+    route = route.now()
     return route.post.name if route.post is not None else route.take().name
 
 

@@ -83,11 +83,11 @@ UNUSABLE: list[tuple[Callable[[Log], tuple[Any, ...]], dict[str, Any], str]] = [
     (lambda _: ((lambda _: 7), config("one")), {}, "return a BaseAgent"),
     (lambda log: (Told(config("one"), log),), {"restart": "permanent"}, "cannot be made once more"),
     (lambda log: (Told(config("one"), log),), {"config": config("two")}, "cannot be made once more"),
-    (lambda log: (log.make, config("one")), {"restart": "sometimes"}, "restart of a supervisor must be one of"),
+    (lambda log: (log.make, config("one")), {"restart": "sometimes"}, "restart of an agent must be one of"),
     (lambda log: (log.make, config("one")), {"mailbox": 0}, "mailbox"),
     (lambda log: (log.make, config("one")), {"mailbox": 1.5}, "mailbox"),
-    (lambda log: (log.make, config("one")), {"shutdown": -1}, "terminate_timeout"),
-    (lambda log: (log.make, config("one")), {"shutdown": "soon"}, "terminate_timeout"),
+    (lambda log: (log.make, config("one")), {"shutdown": -1}, "shutdown"),
+    (lambda log: (log.make, config("one")), {"shutdown": "soon"}, "shutdown"),
 ]
 
 
