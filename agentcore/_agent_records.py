@@ -5,6 +5,7 @@
 
 import enum
 import math
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Context
 from typing import Any, Final, Literal, Protocol, Self, TypeAlias, final
@@ -49,15 +50,19 @@ def _unusable(name: str, value: object, rule: str, remedy: str) -> Configuration
     )
 
 
+MOST_SECONDS: Final = sys.float_info.max
+"""More than this is no time that a clock could tell: a whole number may be greater than every other one."""
+
+
 def check_seconds(name: str, value: object) -> None:
     """Accept None and finite numbers of seconds, 0 or more.
 
     Raises:
         ConfigurationError: it is something else.
     """
-    if value is None or (value.__class__ in (float, int) and 0 <= value < math.inf):
+    if value is None or (value.__class__ in (float, int) and 0 <= value <= MOST_SECONDS):
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
         raise _unusable(name, value, "a number of seconds, 0 or more", "use None for no limit")
 
 
@@ -89,7 +94,7 @@ def _check_timeout(_: object, field: "attrs.Attribute[float | None]", value: obj
 
 
 def _check_terminate_timeout(_: object, field: "attrs.Attribute[float]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
         raise _unusable(field.name, value, "a number of seconds, 0 or more", "termination always has a limit")
 
 
@@ -275,6 +280,7 @@ class AgentContext:
     _emit: "Emit | None" = attrs.field(default=None, init=False, repr=False)
     _idle: Idle | None = attrs.field(default=None, init=False, repr=False)
     _job: Lender | None = attrs.field(default=None, init=False, repr=False)
+    _attempt: int = attrs.field(default=0, init=False, repr=False)
 
     @property
     def input(self) -> dict[str, Any]:
@@ -424,12 +430,15 @@ class AgentContext:
 
         The idle deadline is counted anew, that of the tasks that wait for this one too. Who listens to the runtime hears of a
         ``task_progress``. Never waits; works in threads too. Without a task only the deadline moves, without a runtime none.
+        What an earlier execution of the task has left behind tells nothing.
 
         Args:
             value: how far; the fields, if left out.
             **fields: further facts.
         """
         task = self.task
+        if self._job is not None and self._job.attempt != self._attempt:
+            return  # left behind by an earlier execution
         if value is None and fields:
             value = fields
         if task is not None and value is not None:

@@ -65,7 +65,8 @@ class Asks:
             agent = route.take() if post is None else None
         call = context._call = Call()
         context._runner = self._runner
-        context._job = current_job.get()
+        if (job := current_job.get()) is not None:
+            context._job, context._attempt = job, job.attempt
         calls = self._tasks.calls
         calls.under_way.add(call)
         # Where the event loop hosts several runtimes, this is the only way to tell which one it is.

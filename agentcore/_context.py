@@ -21,6 +21,10 @@ class Lender(Protocol):
     def lending(self) -> AbstractContextManager[object]:
         """Return a context manager for the time of the wait."""
 
+    @property
+    def attempt(self) -> int:
+        """Which execution of the task this is."""
+
     def progressed(self, task: Any, value: object, fields: Mapping[str, Any]) -> None:
         """Hear that a task, or what it waits for, has told of progress."""
 

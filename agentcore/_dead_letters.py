@@ -28,7 +28,7 @@ class DeadLetter:
         kind: what it is.
         task_id: its identifier.
         type: what kind of work.
-        input: what the work needs.
+        input: what the work needs; empty if its agent has let go of it.
         priority: how urgent it was.
         error: what went wrong last.
         attempts: how many executions there were.
@@ -56,12 +56,12 @@ class DeadLetter:
         return cls(
             task_id=task.id,
             type=task.type,
-            input=dict(task.input),
+            input=dict(task.input or {}),
             priority=task.priority,
             error=dict(task.error or {}),
             attempts=task.attempt,
             at=to_datetime(_interop.wall_time()),
-            metadata=dict(task.metadata),
+            metadata=dict(task.metadata or {}),
             trace_id=task.trace_id,
             parent_id=task.parent_id,
         )

@@ -84,7 +84,10 @@ class FunctionAgent(BaseAgent):
 
     async def process(self, context: AgentContext) -> AgentResult:
         """Call the function."""
-        arguments = (context.input, context) if self._takes_context else (context.input,)
+        given = context.input
+        if given.__class__ is dict:
+            given = given.copy()  # what it takes out of it the next execution finds there all the same
+        arguments = (given, context) if self._takes_context else (given,)
         if self._is_async:
             value = await self._function(*arguments)
         else:

@@ -21,7 +21,15 @@ from agentcore._rules.retry import Course, GaveUp
 from agentcore._rules.task_states import TaskPriority, TaskState
 from agentcore._tasks import BaseTask
 from agentcore.abc import TaskRunner
-from agentcore.errors import AgentTimeoutError, TaskStateError, TaskTimeoutError, text_of
+from agentcore.errors import (
+    AgentExecutionError,
+    AgentInitializationError,
+    AgentTimeoutError,
+    CircuitOpenError,
+    TaskStateError,
+    TaskTimeoutError,
+    text_of,
+)
 
 
 @final
@@ -290,6 +298,11 @@ class Job:
         """Return a context manager for the time that the job waits: its slot is free for others."""
         return self.keeper.lending(None if self.ended else self)
 
+    @property
+    def attempt(self) -> int:
+        """Which execution of the task this is."""
+        return self.task.attempt
+
     def progressed(self, task: BaseTask | None, value: object, fields: Mapping[str, Any]) -> None:
         """Hear of progress inside of it: of its task, or of what it waits for."""
         watches: list[Idle] = []
@@ -307,6 +320,7 @@ class Job:
         """Return the context of an execution that begins now, with its own deadlines."""
         context = AgentContext(self.task)
         context._runner, context._limit, context._job = runner, self.plan.limit(), self
+        context._attempt = self.attempt
         if self.plan.idle_timeout is not None:
             context._idle = self.idle = Idle(self.plan.idle_timeout)
         if route.post is not None:
@@ -321,6 +335,7 @@ class Job:
     def deadline_of(self, error: BaseException | None) -> str | None:
         """Return which of the task's own deadlines an error tells of; None if it tells of none, or of another task's."""
         # A user may have made the error with any details: `told` expects this to raise.
+        error = _origin(error)
         if isinstance(error, TaskTimeoutError) and error.details.get("task_id") == self.task.id:
             return str(error.details.get("deadline"))
         if isinstance(error, AgentTimeoutError) and self.agent is not None:
@@ -355,7 +370,8 @@ class Job:
             elif cancelled or task.cancel_requested:
                 task.cancel(None if task.cancel_requested else "the scope around it was cancelled")
             else:
-                task.fail(self.told(result, error))
+                counts = task.state is TaskState.RUNNING and not isinstance(_origin(error), CircuitOpenError)
+                task.fail(self.told(result, error), counts=counts)
         except TaskStateError:
             pass  # somebody has ended it by hand
 
@@ -383,3 +399,10 @@ class Job:
         if self.trials is not None and self.trials.gave_up is not None:
             failure = {"attempts": self.task.attempt, "gave_up": str(self.trials.gave_up), **failure}
         return failure
+
+
+def _origin(error: BaseException | None) -> BaseException | None:
+    """Return what an agent was to handle, also if that failed; and what its start has failed by."""
+    if isinstance(error, AgentExecutionError) and error.errors:
+        error = error.errors[0]
+    return error.__cause__ if isinstance(error, AgentInitializationError) else error

@@ -8,6 +8,7 @@ many which fail together overtake nobody. It waits in the task in which it is ex
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Final, final
 
 import anyio
@@ -16,7 +17,7 @@ from agentcore import _interop
 from agentcore._admission import Admission
 from agentcore._agent_records import AgentResult
 from agentcore._events import EventLog, to_datetime
-from agentcore._job import Job, Trials
+from agentcore._job import Job, Trials, check_limit
 from agentcore._layer import is_cancelled
 from agentcore._retry import RetryBudget, RetryPolicy
 from agentcore._rules.retry import Course, GaveUp
@@ -121,6 +122,26 @@ class Retries:
             await anyio.sleep_until(trials.comes_at)
         finally:
             self.waiting -= 1
+        await self._come_back(job)
+
+    async def hold(self, job: Job, until: datetime) -> None:
+        """Wait until a task may begin that has failed elsewhere, in another process for instance, and has a slot.
+
+        Raises:
+            TaskTimeoutError: a deadline came first.
+        """
+        seconds, total = until.timestamp() - _interop.wall_time(), job.plan.total
+        self._admission.pause(job)
+        self.waiting += 1
+        try:
+            with anyio.move_on_at(math.inf if total is None else total.at):
+                await anyio.sleep(max(0.0, seconds))
+        finally:
+            self.waiting -= 1
+        check_limit(total, job.task, "while it waited for its retry")
+        await self._come_back(job)
+
+    async def _come_back(self, job: Job) -> None:
         job.turn = self._admission.resume(job)
         if job.turn is not None:
             await self._admission.wait_for_turn(job, job.turn)

@@ -392,10 +392,7 @@ class Scheduler:
                 self._failures.crash(rest)
 
     async def _execute(self, job: Job) -> None:
-        """Wait for a turn, run the agent, settle; again as long as there are retries.
-
-        Exceptions become the task's outcome, anything else goes on.
-        """
+        """Wait for a turn, run the agent, settle; again as long as there are retries. What is no Exception goes on."""
         requests = self._retries.begin(job) if job.plan.retry is not None else 0
         again: Trials | None = None
         while True:
@@ -404,6 +401,8 @@ class Scheduler:
                     await self._retries.wait(job, again)
                 elif job.turn is not None:
                     await self._admission.wait_for_turn(job, job.turn)
+                if again is None and (until := job.task.not_before) is not None:
+                    await self._retries.hold(job, until)
                 result = await self._perform(job)
             except Exception as error:  # noqa: BLE001 - it is the task's outcome
                 # On asyncio what is raised while a cancelled task is unwound comes alone, without the cancellation.

@@ -49,4 +49,8 @@ class TaskFactory:
 def remade(task: BaseTask) -> BaseTask:
     """Return a new task that is made of what another one was made of, but for the identifier."""
     arguments = [field for field in attrs.fields(type(task)) if field.init and field.alias != "id"]
-    return type(task)(**{str(field.alias): getattr(task, field.name) for field in arguments})
+    return type(task)(**{str(field.alias): _own(getattr(task, field.name)) for field in arguments})
+
+
+def _own(value: Any) -> Any:
+    return value.copy() if value.__class__ in (dict, list, set) else value

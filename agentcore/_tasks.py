@@ -312,11 +312,12 @@ class BaseTask:
         finally:
             _transition.release()
 
-    def fail(self, error: Mapping[str, Any]) -> Self:
+    def fail(self, error: Mapping[str, Any], *, counts: bool = True) -> Self:
         """End the task with an error: PENDING or RUNNING → FAILED.
 
         Args:
             error: what went wrong, for instance ``error_type`` and ``message``.
+            counts: whether an execution has failed, which is one of the `failures`.
 
         Returns:
             The task itself.
@@ -330,7 +331,7 @@ class BaseTask:
             if (state := rules.FAIL.get(self._state)) is None:
                 self._refuse("fail")
             self._error = error
-            self._failures += 1
+            self._failures += counts
             self._end(state, "task_failed", {"error": error})
         return self
 
