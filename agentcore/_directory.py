@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, Literal, TypeVar, final
 
 import attrs
 
@@ -37,14 +37,14 @@ class Route:
     Attributes:
         take: gives the agent.
         owned: whether it is there for one task only, and is to be terminated afterwards.
-        retry: whether tasks are executed again, unless they say so themselves.
+        retry: whether tasks are executed again, unless they say so themselves; None for what the runtime says.
         post: the place of one that is supervised, which gives it when it is there; None for others.
         anew: looks for the way once more; None where there is but one.
     """
 
     take: Callable[[], BaseAgent]
     owned: bool
-    retry: RetryPolicy | None = None
+    retry: RetryPolicy | Literal[False] | None = None
     post: Post | None = None
     anew: Callable[[], Route] | None = None
 
@@ -139,10 +139,15 @@ class Directory:
         return self._overlays[name]
 
     def handler(
-        self, task_type: str, *, timeout: float | None, max_concurrency: int | None, retry: RetryPolicy | None = None
+        self,
+        task_type: str,
+        *,
+        timeout: float | None,
+        max_concurrency: int | None,
+        retry: RetryPolicy | Literal[False] | None = None,
     ) -> Callable[[F], F]:
         """Return a decorator that registers a function as the handler of a type of task."""
-        check_retry(f"the handler of task type {task_type!r}", retry)
+        check_retry(f"the handler of task type {task_type!r}", retry, or_false=True)
         # Made here to have wrong values told at once.
         config = AgentConfig(task_type, "function", timeout=timeout, max_concurrency=max_concurrency)
 
@@ -280,13 +285,13 @@ class Directory:
         return Route(lambda: _make(name, task_type, item, metadata), owned=True, retry=_retry_in(metadata))
 
 
-def _retry_in(metadata: Mapping[str, Any]) -> RetryPolicy | None:
-    """Return the policy that something was registered with."""
+def _retry_in(metadata: Mapping[str, Any]) -> RetryPolicy | Literal[False] | None:
+    """Return the policy that something was registered with, False for none at all."""
     retry = metadata.get("retry")
-    return retry if isinstance(retry, RetryPolicy) else None
+    return retry if isinstance(retry, RetryPolicy) or retry is False else None
 
 
-def _instance_route(agent: BaseAgent, retry: RetryPolicy | None = None) -> Route:
+def _instance_route(agent: BaseAgent, retry: RetryPolicy | Literal[False] | None = None) -> Route:
     return Route(lambda: agent, owned=False, retry=retry)
 
 

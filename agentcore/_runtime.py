@@ -223,7 +223,7 @@ class AgentRuntime(Work):
         *,
         timeout: float | None = None,
         max_concurrency: int | None = None,
-        retry: RetryPolicy | None = None,
+        retry: RetryPolicy | Literal[False] | None = None,
     ) -> Callable[[F], F]:
         """Return a decorator that has a function execute the tasks of a type.
 
@@ -234,7 +234,8 @@ class AgentRuntime(Work):
             task_type: what tasks.
             timeout: seconds that one execution may take.
             max_concurrency: executions at a time; None for no limit.
-            retry: whether tasks that have failed are executed again, unless they say so themselves.
+            retry: whether tasks that have failed are executed again, unless they say so themselves; None for what the
+                runtime says, False for no.
 
         Raises:
             ConfigurationError: an argument is not usable.

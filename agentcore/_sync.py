@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeVar, TypeVarTuple, final
+from typing import Any, Literal, TypeVar, TypeVarTuple, final
 
 from anyio.from_thread import start_blocking_portal
 
@@ -130,7 +130,7 @@ class SyncRuntime:
         *,
         timeout: float | None = None,
         max_concurrency: int | None = None,
-        retry: RetryPolicy | None = None,
+        retry: RetryPolicy | Literal[False] | None = None,
     ) -> Callable[[F], F]:
         """Return a decorator that has a function execute the tasks of a type; as `AgentRuntime.handler`."""
         return self.runtime.handler(task_type, timeout=timeout, max_concurrency=max_concurrency, retry=retry)

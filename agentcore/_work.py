@@ -417,7 +417,7 @@ class Work:
         made = to_task(task, input, fields, self.factory, self.tasks)
         route = self.agents.route(made.type, requires)
         if retry is None:
-            retry = route.retry or self.config.retry
+            retry = self.config.retry if route.retry is None else route.retry
         elif retry.__class__ is not RetryPolicy:  # a call less, on a path that is hot
             check_retry("a task", retry, or_false=True)
         return made, Plan.make(made, route, timeout, deadline, queue_timeout, idle_timeout, retry or None, requires)

@@ -197,6 +197,10 @@ async def test_the_call_goes_before_the_handler_before_the_runtime() -> None:
         handler = flaky(runtime, ValueError("1"))
         await runtime.run("flaky")
         assert 2 == len(handler.times)
+        handler = flaky(runtime, ValueError("1"), retry=False)
+        with pytest.raises(TaskExecutionError):
+            await runtime.run("flaky")
+        assert 1 == len(handler.times)
 
 
 class FlakyAgent(BaseAgent):
