@@ -4,10 +4,7 @@
     python examples/monitor.py /var/log/dpkg.log --match half-configured --rate 20
     git log --format='%cI %s' | python examples/monitor.py --once --match '[Ff]ix' --rate 2 --window day /dev/stdin
 
-Without ``--once`` it is followed until Ctrl-C. Alarms and losses are told on stderr as they come, the report is one JSON
-document. A tailer reads lines, an aggregator counts them, an alerter raises the alarm. A line that is no text crashes the
-aggregator. Its supervisor starts another one, which goes on with the next line: the mailbox has stayed, the counts are the
-log's. It is one_for_one, since the tailer does not care which aggregator it is; rest_for_one would restart it for nothing.
+Without ``--once`` it is followed until Ctrl-C. Alarms and losses are told on stderr, the report is one JSON document.
 """
 
 import argparse
@@ -18,7 +15,7 @@ import re
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
 import attrs
@@ -27,11 +24,11 @@ import agentcore
 from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, Backoff, BaseAgent, Event, Supervisor
 
 logger = logging.getLogger("monitor")
-CHUNK, LOOK_EVERY, MAILBOX, KEPT = 1 << 16, 0.5, 256, 10_000
+CHUNK, LOOK_EVERY, MAILBOX, KEPT = 1 << 20, 0.5, 256, 10_000
 TIME = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S*")
 WINDOWS = {"minute": 16, "hour": 13, "day": 10}  # So much of the time is the same within one.
 LEVEL = re.compile(r"(?i)\b(debug|info|notice|warn|err|crit|fatal)")
-VARIABLE = re.compile(r"\S*\d\S*")
+VARIABLE = re.compile(r"(?<!\S)[^\s\d]*\d\S*")  # A word with a digit. It begins where words begin: some are long.
 
 
 @attrs.define(kw_only=True)
@@ -43,13 +40,11 @@ class Log:
     match: re.Pattern[str] = re.compile(r"(?i)\b(error|critical|fatal)\b")
     rate: int = 10
     window: str = "minute"
-    # Of the tailer: which file it is, how far it has come, whether that is all.
-    inode: int = 0
-    offset: int = 0
-    read: int = 0
     ended: anyio.Event = attrs.Factory(anyio.Event)
-    # Of the aggregator: the line that it is at, its window, the counts; what was lost of it, what was too much.
-    in_hand: int = 0
+    at: int = 0  # How many bytes of the file the tailer has read,
+    rest: bytes = b""  # which of them are a line that has no end yet,
+    read: int = 0  # and how many lines have one.
+    in_hand: int = 0  # The line that the aggregator is at; the rest is what it and the alerter know.
     begin: str = ""
     counted: int = 0
     counts: dict[str, Counter[str]] = attrs.Factory(lambda: defaultdict(Counter))
@@ -57,11 +52,13 @@ class Log:
     lost: list[dict[str, Any]] = attrs.Factory(list)
 
     def note(self, event: Event) -> None:
-        """Hear of an event of the runtime: of a message that was lost with the aggregator that was at it."""
+        """Hear of an event of the runtime: a message was lost with the aggregator that was at it; the tailer has ended."""
         if event.event_type == "message_dropped" and event.data["agent"] == "aggregator" and self.in_hand:
             self.lost.append({"line": self.in_hand, "why": event.data["reason"]})
             logger.warning("line %d is lost: %s", self.in_hand, event.data["reason"])
             self.in_hand = 0
+        if event.event_type == "agent_stopped" and event.data["agent"] == "tailer":
+            self.ended.set()
 
     def report(self) -> dict[str, Any]:
         """Return what is known."""
@@ -93,34 +90,34 @@ class Tailer(Part):
     """Reads the log and tells the aggregator of each line; waits where that does not keep up."""
 
     async def live(self, context: AgentContext) -> None:
-        """Read to the end, and what is added then. If that fails, another one goes on where this one has come to."""
-        try:
-            while not await self.read_on(context):  # noqa: ASYNC110 - nobody sends word of what is added
-                await anyio.sleep(LOOK_EVERY)
-        except anyio.get_cancelled_exc_class():
-            self.log.ended.set()
-            raise
-        self.log.ended.set()
-
-    async def read_on(self, context: AgentContext) -> bool:
-        """Read what is there; a file that was cut off or has come in the place of another, from its beginning."""
-        log, threads = self.log, context.pool("log", "thread")
-        async with await anyio.open_file(log.path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_ino != log.inode or status.st_size < log.offset:
-                log.inode, log.offset = status.st_ino, 0
-            else:
-                await file.seek(log.offset)
-            while lines := await threads.asubmit(file.wrapped.readlines, CHUNK):
-                for line in lines:
-                    if log.once or line.endswith(b"\n"):  # Else the end of it has not been written yet.
+        """Read one file after the other that has the path. If that fails, another tailer goes on where this one was."""
+        log, threads = self.log, context.pool("log", "thread").options(abandon_on_cancel=True)  # A pipe may be silent.
+        while True:
+            with await threads.asubmit(open, log.path, "rb", 0) as file:
+                if log.at:
+                    file.seek(log.at)
+                while (chunk := await threads.asubmit(self.read_on, file)) is not None:
+                    log.at += len(chunk)
+                    *lines, log.rest = (log.rest + chunk).split(b"\n")
+                    for line in lines:
                         await context.tell("aggregator", {"number": log.read + 1, "line": line})
-                        log.read, log.offset = log.read + 1, log.offset + len(line)
-        return log.once
+                        log.read += 1
+                    if not chunk:
+                        await anyio.sleep(LOOK_EVERY)
+            if log.once:
+                return
+            log.at = 0
+
+    def read_on(self, file: BinaryIO) -> bytes | None:
+        """Return what was added. At the end of a file that was cut off, or that another one has replaced, None."""
+        log, path, inode = self.log, Path(self.log.path), os.fstat(file.fileno()).st_ino
+        is_over = log.once or (path.exists() and (path.stat().st_ino != inode or path.stat().st_size < log.at))
+        # Nobody will write the end of its last line any more.
+        return file.read(CHUNK) or (b"" if not is_over else b"\n" if log.rest else None)
 
 
 class Aggregator(Part):
-    """Counts lines by level, by pattern, and those that match in each window of time."""
+    """Counts lines by level, by pattern, by window. One that is no text crashes it, and the next aggregator goes on from there."""
 
     async def process(self, context: AgentContext) -> AgentResult:
         """Count one line: as a whole, or not at all. One without a time belongs to the window of the one before."""
@@ -158,7 +155,6 @@ async def start(runtime: AgentRuntime, log: Log, lost: int = 20) -> None:
     runtime.subscribe(log.note)
     mending = Supervisor("one_for_one", intensity=lost, period=10, backoff=Backoff(0.01, maximum=0.1))
     monitor = await runtime.supervisor.supervise("monitor", mending, restart="temporary")
-    # Who is told comes before who tells.
     await monitor.spawn(partial(Alerter, log), AgentConfig("alerter", "monitor"))
     await monitor.spawn(partial(Aggregator, log), AgentConfig("aggregator", "monitor"), mailbox=MAILBOX)
     await monitor.spawn(partial(Tailer, log), AgentConfig("tailer", "monitor"), restart="transient")
@@ -180,9 +176,14 @@ def main() -> None:
     parser.add_argument("--window", default="minute", choices=WINDOWS, help="which time that is")
     parser.add_argument("--lost", default=20, type=int, help="how many lines may be lost within ten seconds")
     parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio", help="the event loop")
-    asked = vars(parser.parse_args())
-    if not Path(asked["path"]).exists():
+    try:
+        asked = vars(parser.parse_args())
+    except re.error as error:
+        parser.error(f"--match must be a regular expression: got one with {error}; mend it")
+    if not Path(asked["path"]).exists() or Path(asked["path"]).is_dir():
         parser.error(f"path must be that of a log that is there: got {asked['path']!r}; name one")
+    if min(asked["rate"], asked["lost"]) < 0:
+        parser.error(f"--rate and --lost must not be negative: got {asked['rate']} and {asked['lost']}; give 0 or more")
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("agentcore").setLevel(logging.CRITICAL)  # Who watches wants to hear of lines, not of agents.
     lost, backend, log = asked.pop("lost"), asked.pop("backend"), Log(**asked)

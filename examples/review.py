@@ -27,7 +27,6 @@ import agentcore
 from agentcore import AgentConfig, AgentContext, AgentResult, AgentRuntime, BaseAgent, ProcessWorkerPoolConfig
 
 Json = dict[str, Any]
-
 LONG, DEEP, MOST = 60, 5, 5
 FIGURES = ("lines", "functions", "longest", "depth")
 SKIPPED = {".git", ".nox", ".tox", ".venv", "venv", "node_modules", "__pycache__"}
@@ -98,8 +97,7 @@ class Planner(Part):
 
     async def process(self, context: AgentContext) -> AgentResult:
         """Submit all there is, the most urgent last."""
-        path, first = context.input["path"], context.input["first"]
-        files = await context.pool("folders", "thread").asubmit(list_files, path)
+        files, first = await context.pool("folders", "thread").asubmit(list_files, **context.input)
         async with context.group("collect") as group:
             handles = {path: group.start("review", {"path": path}) for path in files if path != first}
             if first:
@@ -152,10 +150,11 @@ def doubt(row: Json) -> str | None:
     return f"long: {longest} lines" if longest > LONG else f"deep: {depth} blocks" if depth > DEEP else None
 
 
-def list_files(folder: str) -> list[str]:
-    """Return the Python files below a folder. Waits for the disk, so it is a job for a thread."""
-    found = (path for path in Path(folder).rglob("*.py") if not SKIPPED.intersection(path.relative_to(folder).parts))
-    return sorted(str(path) for path in found if path.is_file())
+def list_files(path: str, first: str | None) -> tuple[list[str], str | None]:
+    """Return the Python files below a folder, and the first as it is called there. Waits for the disk: a job for a thread."""
+    found = (file for file in Path(path).rglob("*.py") if not SKIPPED.intersection(file.relative_to(path).parts))
+    files = sorted(str(file) for file in found if file.is_file())
+    return files, first and next((file for file in files if os.path.realpath(file) == os.path.realpath(first)), first)
 
 
 async def start(runtime: AgentRuntime, workers: int | None = None) -> None:
@@ -177,11 +176,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Review the Python code of a folder.")
     parser.add_argument("path", help="the folder")
     parser.add_argument("--first", type=lambda path: str(Path(path)), help="a file that cannot wait")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="how many processes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many processes")
     parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio", help="the event loop")
     asked = parser.parse_args()
     if not Path(asked.path).is_dir():
         parser.error(f"path must be that of a folder that is there: got {asked.path!r}; name one")
+    if asked.workers < 1:
+        parser.error(f"--workers must be 1 or more: got {asked.workers}; leave it out for one a processor")
 
     async def program(runtime: AgentRuntime) -> Json:
         runtime.subscribe(show)
@@ -189,8 +190,7 @@ def main() -> None:
         return await runtime.run("plan", {"path": asked.path, "first": asked.first})
 
     # No more is begun than the processes can do, so that what is urgent overtakes the rest.
-    config = agentcore.RuntimeConfig(in_flight=asked.workers)
-    report = agentcore.run(program, backend=asked.backend, config=config)
+    report = agentcore.run(program, backend=asked.backend, config=agentcore.RuntimeConfig(in_flight=asked.workers))
     print(file=sys.stderr)
     print(json.dumps(report, indent=1))
 

@@ -1,12 +1,13 @@
 """The monitor counts what is in a log, heals from broken lines and says which they were, and ends when it should."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
 import pytest
@@ -111,10 +112,7 @@ async def until_gone(runtime: AgentRuntime) -> None:
 @pytest.mark.anyio
 @simulate(runs=3)
 async def test_a_log_is_followed(tmp_path: Path) -> None:
-    """What is added is counted when its line is complete; a log that is cut off or exchanged is read from its beginning.
-
-    While it is not there the tailer is started again and again.
-    """
+    """What is added is counted when its line is complete; a log that is cut off or exchanged is read from its beginning."""
     path = tmp_path / "growing.log"
     path.write_bytes(b"one\ntwo")
     watch = monitor.Log(path=str(path))
@@ -129,6 +127,85 @@ async def test_a_log_is_followed(tmp_path: Path) -> None:
         seen.append(await after_a_while(watch))
     assert [1, 3, 4, 4, 7] == seen
     assert not watch.lost
+
+
+@pytest.mark.anyio
+@simulate(runs=3)
+async def test_a_log_may_be_away_for_long(tmp_path: Path) -> None:
+    """What is written to it meanwhile, and what had been just before, is counted; then the one in its place."""
+    path, aside = tmp_path / "app.log", tmp_path / "app.log.1"
+    path.write_bytes(b"one\n")
+    watch = monitor.Log(path=str(path))
+    async with AgentRuntime() as runtime:
+        await monitor.start(runtime, watch)
+        seen = [await after_a_while(watch)]
+        add(path, b"two\n")
+        path.rename(aside)
+        await anyio.sleep(100)
+        seen.append(await after_a_while(watch))
+        add(aside, b"three\nfour")
+        path.write_bytes(b"five\n")
+        seen.append(await after_a_while(watch))
+        assert not [event for event in runtime.events() if event.event_type == "agent_crashed"]
+    assert [1, 2, 5] == seen
+    assert {"one": 1, "two": 1, "three": 1, "four": 1, "five": 1} == watch.report()["patterns"]
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.anyio
+@simulate(runs=3)
+async def test_a_watch_of_what_cannot_be_read_ends(tmp_path: Path, once: bool) -> None:
+    """The tailer is started again as often as it may, and no more."""
+    with pytest.raises(AgentCrashedError, match=r"supervisor 'monitor' gives up: .*Is a directory"):
+        await watched(monitor.Log(path=str(tmp_path), once=once))
+    with pytest.raises(AgentCrashedError, match="No such file"):
+        await watched(monitor.Log(path=str(tmp_path / "gone.log"), once=once))
+
+
+@pytest.mark.anyio
+@simulate(runs=3)
+async def test_a_tailer_that_fails_is_followed_by_one_that_goes_on(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is counted twice, and nothing left out."""
+    failures = [False, True, False, True]
+    read_on = monitor.Tailer.read_on
+
+    def maybe(tailer: monitor.Tailer, file: BinaryIO) -> bytes | None:
+        if failures and failures.pop():
+            raise OSError("a disk of another machine")
+        return read_on(tailer, file)
+
+    monkeypatch.setattr(monitor.Tailer, "read_on", maybe)
+    monkeypatch.setattr(monitor, "CHUNK", 1000)
+    report = await watched(monitor.Log(path=str(log), once=True))
+    assert (300, 298, list(BROKEN)) == (report["read"], report["counted"], [one["line"] for one in report["lost"]])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+@pytest.mark.anyio
+@simulate(runs=2)
+async def test_a_line_that_is_written_in_parts_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Also where its end comes between two reads of the same look."""
+    path = tmp_path / "growing.log"
+    path.write_bytes(b"one\nbegin")
+    parts = [b"", b" two\nand", b" and", b"ning and end\n"]
+    read_on = monitor.Tailer.read_on
+
+    def read_and_write(tailer: monitor.Tailer, file: BinaryIO) -> bytes | None:
+        found = read_on(tailer, file)
+        if parts:
+            add(path, parts.pop())
+        return found
+
+    monkeypatch.setattr(monitor.Tailer, "read_on", read_and_write)
+    monkeypatch.setattr(monitor, "CHUNK", chunk)
+    watch = monitor.Log(path=str(path))
+    async with AgentRuntime() as runtime:
+        await monitor.start(runtime, watch)
+        await anyio.sleep(10)
+    assert {"one": 1, "beginning and end": 1, "and two": 1} == watch.report()["patterns"]
+    assert b"and" == watch.rest
 
 
 def add(path: Path, content: bytes) -> None:
@@ -153,6 +230,25 @@ async def test_giving_up_closes_everything(log: Path) -> None:
                 await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
     assert watch.ended.is_set()
+
+
+@pytest.mark.anyio
+async def test_who_watches_a_pipe_can_give_up() -> None:
+    """Though nothing comes, and nothing says that nothing will."""
+    read, write = os.pipe()
+    try:
+        watch = monitor.Log(path=f"/proc/self/fd/{read}", once=True)
+        os.write(write, b"one\ntwo")
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as group:
+                group.start_soon(watched, watch)
+                while not watch.counted:
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+    finally:
+        os.close(write)
+        os.close(read)
+    assert (1, b"two") == (watch.counted, watch.rest)
 
 
 def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -188,6 +284,44 @@ def test_the_command_refuses_what_is_not_there(tmp_path: Path) -> None:
     done = command(str(tmp_path / "gone.log"))
     assert (2, "") == (done.returncode, done.stdout)
     assert "path must be that of a log that is there: got" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--match", "["), "--match must be a regular expression: got one with unterminated character set"),
+        (("--lost", "-1"), "--rate and --lost must not be negative: got 10 and -1"),
+        (("--rate", "-1"), "--rate and --lost must not be negative: got -1 and 20"),
+        (("--once", "."), "path must be that of a log that is there: got '.'"),
+    ],
+)
+def test_the_command_explains_wrong_arguments(log: Path, arguments: tuple[str, str], message: str) -> None:
+    done = command(*arguments, *([] if "." in arguments else [str(log)]))
+    assert (2, "", False) == (done.returncode, done.stdout, "Traceback" in done.stderr)
+    assert message in done.stderr
+
+
+def test_a_long_word_takes_no_longer_than_it_is(tmp_path: Path) -> None:
+    """The square of it would be half an hour."""
+    path = tmp_path / "long.log"
+    path.write_bytes(b"x" * 500_000 + b"\n" + b"x" * 500_000 + b"1\n")
+    done = command("--once", str(path))
+    assert 0 == done.returncode, done.stderr
+    assert {"x" * 500_000: 1, "#": 1} == json.loads(done.stdout)["patterns"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_interrupt_ends_it_while_a_pipe_is_silent(backend: str) -> None:
+    """The rest of a line that has no end is none."""
+    with Program(monitor.__file__ or "", "/dev/stdin", "--once", "--rate", "0", "--backend", backend) as program:
+        assert program.process.stdin is not None
+        program.process.stdin.write("ERROR one\nERROR two")
+        program.process.stdin.flush()
+        program.wait_for("now line 1")
+        program.settle()
+        program.signal(INT)
+        assert 0 == program.finish()
+        assert 1 == json.loads(program.output[program.output.index("{\n") :])["read"]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

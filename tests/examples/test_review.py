@@ -108,6 +108,16 @@ async def test_what_cannot_wait_overtakes_the_rest(code: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_what_cannot_wait_is_counted_once(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever path names it."""
+    monkeypatch.chdir(code)
+    for path, first in ((code, Path("deep/deep.py")), (Path(), code / "nested.py"), (code, code / "deep/../empty.py")):
+        report = await reviewed(path, first)
+        assert first.name == Path(report["first"]["path"]).name
+        assert 6 == report["files"]
+
+
+@pytest.mark.anyio
 async def test_what_is_not_there_is_a_trouble_and_no_more(code: Path) -> None:
     report = await reviewed(code, code / "gone.py")
     assert "No such file or directory" in report["trouble"][str(code / "gone.py")]
@@ -170,6 +180,14 @@ def test_the_command_refuses_what_is_no_folder(code: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
     assert (2, "") == (done.returncode, done.stdout)
     assert "path must be that of a folder that is there: got" in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_the_command_refuses_too_few_workers(code: Path, workers: str) -> None:
+    line = [sys.executable, review.__file__ or "", str(code), "--workers", workers]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert (2, "", False) == (done.returncode, done.stdout, "Traceback" in done.stderr)
+    assert f"--workers must be 1 or more: got {workers}" in done.stderr
 
 
 def measure_or_die(path: str) -> dict[str, Any]:
