@@ -31,6 +31,8 @@ class Admission:
         self._slots: Slots[Turn] = Slots(in_flight, ageing)
         # Places for submitted tasks that wait for a slot; who runs a task waits himself and needs none.
         self._room: Slots[Turn] = Slots(queue, ageing)
+        # Who is in the line for these places, by the key of what he submits; None for none.
+        self._submitters: dict[str | None, dict[Turn, None]] = {}
 
     def __repr__(self) -> str:
         return repr(self._slots)
@@ -62,7 +64,7 @@ class Admission:
         return self._slots.try_take()
 
     async def queue_up(
-        self, task: BaseTask, plan: Plan, submitter: Job | None, check: Callable[[], None]
+        self, task: BaseTask, plan: Plan, submitter: Job | None, check: Callable[[], None], key: str | None
     ) -> Turn | None:
         """Wait for a place in the queue and return the turn to wait for then; None if there is a slot by now.
 
@@ -71,9 +73,11 @@ class Admission:
             plan: its deadlines.
             submitter: the job that submits it, whose slot is lent while it waits.
             check: raises if the task may no longer be accepted; called when there was a wait.
+            key: by which `wake_submitters` finds him.
         """
         if not self._room.try_take():
-            await self._wait_for_room(task, plan, submitter, check)
+            with self._submitting(task, key) as turn:
+                await self._wait_for_room(turn, task, plan, submitter, check)
             if self._slots.try_take():
                 self._give_room()
                 return None
@@ -155,33 +159,50 @@ class Admission:
         finally:
             self._end_wait(job)
 
-    def wake_submitters(self) -> None:
-        """Have everyone who waits for a place in the queue ask anew whether he may."""
-        for turn in self._room.drop_all():
-            turn.event.set()
+    def wake_submitters(self, key: str | None = None) -> None:
+        """Have those who wait for a place in the queue look whether they still may; each keeps his own in the line.
+
+        Args:
+            key: only those who submit something with this key.
+        """
+        for turns in self._submitters.values() if key is None else (self._submitters.get(key, {}),):
+            for turn in turns:
+                turn.event.set()
+
+    @contextmanager
+    def _submitting(self, task: BaseTask, key: str | None) -> Generator[Turn]:
+        """Give a turn in the line for places in the queue; whoever leaves the block by an error has none of either."""
+        turn = Turn(task.priority)
+        turns = self._submitters.setdefault(key, {})
+        turns[turn] = None
+        self._room.wait(turn, turn.priority, anyio.current_time())
+        try:
+            yield turn
+        except BaseException:
+            if turn.granted:
+                self._give_room()
+            else:
+                self._room.withdraw(turn, turn.priority)
+            raise
+        finally:
+            del turns[turn]
+            if not turns:
+                del self._submitters[key]
 
     async def _wait_for_room(
-        self, task: BaseTask, plan: Plan, submitter: Job | None, check: Callable[[], None]
+        self, turn: Turn, task: BaseTask, plan: Plan, submitter: Job | None, check: Callable[[], None]
     ) -> None:
         limit = plan.limit_in_line()
-        while True:
-            turn = Turn(task.priority)
-            self._room.wait(turn, turn.priority, anyio.current_time())
-            try:
-                with self.lending(submitter), anyio.move_on_at(limit.at if limit is not None else None):
+        with self.lending(submitter):
+            while not turn.granted:
+                with anyio.move_on_at(limit.at if limit is not None else None):
                     await turn.event.wait()
                 # Much may have happened meanwhile, to the runtime and to the task.
                 check()
-            except BaseException:
-                if turn.granted:
-                    self._give_room()
-                raise
-            finally:
                 if not turn.granted:
-                    self._room.withdraw(turn, turn.priority)
-            if turn.granted:
-                return
-            check_limit(limit, task, "before the queue had room for it; it was not accepted")
+                    check_limit(limit, task, "before the queue had room for it; it was not accepted")
+                    # Only a grant takes it out of the line: it is there still, as old as it is.
+                    turn.event = anyio.Event()
 
     def _line_up(self, task: BaseTask, limit: Limit | None) -> Turn:
         turn = Turn(task.priority, limit)

@@ -35,15 +35,15 @@ class TaskHandle:
     It belongs to the event loop of the runtime that gave it. Any number of tasks may wait at once.
     """
 
-    __slots__ = ("__weakref__", "_abandonment", "_cause", "_done", "_event", "_owner", "_task", "_uncounted")
+    __slots__ = ("__weakref__", "_abandonment", "_cause", "_done", "_event", "_loss", "_owner", "_task")
 
     def __init__(self, task: BaseTask, owner: HandleOwner) -> None:
         self._task = task
         self._owner = owner
         self._done = False
         self._cause: BaseException | None = None
-        # The owner's notes on a failure that nobody has seen.
-        self._uncounted = False
+        # The owner's notes on a failure that nobody has seen: its number, or 0 if it is one too many to be kept.
+        self._loss: int | None = None
         self._abandonment: weakref.finalize[..., TaskHandle] | None = None
         # Made by the first one who has to wait: an outcome that is there already costs no event.
         self._event: anyio.Event | None = None

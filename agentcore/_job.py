@@ -34,7 +34,7 @@ from agentcore.errors import (
 
 @final
 class Turn:
-    """A place in a line: set when it is granted, or when the line is dissolved.
+    """A place in a line: set when it is granted, or when whoever waits is to look around.
 
     It keeps the priority that it was taken with: the task's own may be changed while it waits.
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import final
 
 from agentcore._handle import TaskHandle
 from agentcore._rules.task_states import TaskState
-from agentcore._tasks import BaseTask
 from agentcore.errors import ConfigurationError, TaskError
 
 
@@ -39,9 +35,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._handles: dict[str, TaskHandle] = {}
-        self._by_task: dict[str, str] = {}
-        # How many wait to submit a task with a key.
-        self._submitters: Counter[str] = Counter()
+        self._by_number: dict[int, str] = {}
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -72,30 +66,18 @@ class Keys:
         if (handle := self.find(key, task_type)) is not None:
             raise KnownKeyError(handle)
 
-    @contextmanager
-    def awaited(self, key: str) -> Generator[None]:
-        """Note that somebody waits to submit a task with a key, for the time of the block."""
-        self._submitters[key] += 1
-        try:
-            yield
-        finally:
-            self._submitters[key] -= 1
-            if not self._submitters[key]:
-                del self._submitters[key]
-
-    def enter(self, key: str, handle: TaskHandle) -> bool:
-        """Have a key stand for a task; return whether others wait to submit one with it."""
+    def enter(self, key: str, handle: TaskHandle, number: int) -> None:
+        """Have a key stand for a task; `number` is that of its job, since an id may come twice."""
         self._handles[key] = handle
-        self._by_task[handle.id] = key
-        return key in self._submitters
+        self._by_number[number] = key
 
-    def leave(self, task: BaseTask) -> None:
+    def leave(self, number: int, state: TaskState) -> None:
         """Note that a task has ended. The key of one that is not COMPLETED is free: it may be tried again."""
-        if task.state is not TaskState.COMPLETED:
-            self.forget(task.id)
+        if state is not TaskState.COMPLETED:
+            self.forget(number)
 
-    def forget(self, task_id: str) -> None:
+    def forget(self, number: int) -> None:
         """Set the key of a task free, if it has one."""
-        key = self._by_task.pop(task_id, None)
+        key = self._by_number.pop(number, None)
         if key is not None:
             del self._handles[key]

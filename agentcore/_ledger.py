@@ -40,11 +40,13 @@ class Ledger:
         self.ended: dict[TaskState, int] = dict.fromkeys(TaskState, 0)
         self.keys: Final[Keys] = Keys()
         self._retention = retention
-        self._recent: OrderedDict[str, BaseTask] = OrderedDict()
+        # By the number of their jobs: an id may come twice, and then stands for the last one.
+        self._recent: OrderedDict[int, BaseTask] = OrderedDict()
+        self._numbers: dict[str, int] = {}
         self.on_abandoned: Callable[[str, CoreError], object] | None = None
-        # By the id of the task and without the handle, which may vanish: then nobody can ask any more.
-        self._lost: dict[str, tuple[BaseTask, BaseException | None]] = {}
-        self._told: set[str] = set()  # those of them that `on_abandoned` has been called with
+        # Without the handle, which may vanish: then nobody can ask any more.
+        self._lost: dict[int, tuple[BaseTask, BaseException | None]] = {}
+        self._told: set[int] = set()  # those of them that `on_abandoned` has been called with
         self._lost_uncounted = 0
         self._cut: list[Job] = []
 
@@ -56,18 +58,24 @@ class Ledger:
 
     def leave(self, job: Job) -> None:
         """Note that a job has been settled."""
-        task = job.task
+        task, number = job.task, job.number
         del self.jobs[task.id]
         self.ended[task.state] += 1
-        self._recent[task.id] = task
+        self._recent[number] = task
+        self._numbers[task.id] = number
         if self.keys:
-            self.keys.leave(task)
+            self.keys.leave(number, task.state)
         if len(self._recent) > self._retention:
-            forgotten, _ = self._recent.popitem(last=False)
-            if self.keys:
-                self.keys.forget(forgotten)
-        if job.handle is not None and job.has_failed and job.watcher is None:
-            self.lose(job.handle, job.cause)
+            self._forget_oldest()
+        if job.has_failed and job.watcher is None:
+            self.lose(job)
+
+    def _forget_oldest(self) -> None:
+        number, task = self._recent.popitem(last=False)
+        if self._numbers[task.id] == number:
+            del self._numbers[task.id]
+        if self.keys:
+            self.keys.forget(number)
 
     def get(self, task_id: str) -> BaseTask:
         """Return a task that runs or waits, or has ended not long ago.
@@ -77,8 +85,8 @@ class Ledger:
         """
         if task_id in self.jobs:
             return self.jobs[task_id].task
-        if task_id in self._recent:
-            return self._recent[task_id]
+        if (task := self._recent.get(self._numbers.get(task_id, 0))) is not None:
+            return task
         raise TaskNotFoundError(
             f"the runtime knows no task of this id: got {task_id!r}; "
             f"it remembers the {self._retention} that ended last (retention)",
@@ -97,10 +105,13 @@ class Ledger:
 
     def retrieved(self, handle: TaskHandle) -> None:
         """Note that somebody has learned how a task ended: if it failed, the failure is theirs from now on."""
-        self._lost.pop(handle.id, None)
-        self._told.discard(handle.id)
-        if handle._uncounted:
-            handle._uncounted = False
+        number, handle._loss = handle._loss, None
+        if number is None:
+            return
+        if number:
+            self._lost.pop(number, None)
+            self._told.discard(number)
+        elif self._lost_uncounted:  # not told at the exit
             self._lost_uncounted -= 1
         if handle._abandonment is not None:
             handle._abandonment.detach()
@@ -118,10 +129,10 @@ class Ledger:
 
     def untold(self) -> Iterator[tuple[str, CoreError]]:
         """Go through those whose handles somebody still has: the ids of their tasks, and fresh errors."""
-        for task_id, (task, cause) in self._lost.items():
+        for number, (task, cause) in self._lost.items():
             error = error_of(task, cause)
-            if error is not None and task_id not in self._told:
-                yield task_id, error
+            if error is not None and number not in self._told:
+                yield task.id, error
 
     def forget_lost(self) -> None:
         """Note that all of them have been told."""
@@ -129,22 +140,25 @@ class Ledger:
         self._told.clear()
         self._lost_uncounted = 0
 
-    def lose(self, handle: TaskHandle, cause: BaseException | None) -> None:
-        """Note a failure that reaches nobody, unless somebody asks the handle."""
+    def lose(self, job: Job) -> None:
+        """Note the failure of a job that reaches nobody, unless somebody asks the handle; without one, it was raised."""
+        if (handle := job.handle) is None:
+            return
         if len(self._lost) < MAX_LOST:
-            self._lost[handle.id] = handle.task, cause
+            self._lost[job.number] = job.task, job.cause
+            handle._loss = job.number
         else:
             self._lost_uncounted += 1
-            handle._uncounted = True
+            handle._loss = 0
         if self.on_abandoned is not None:
-            handle._abandonment = weakref.finalize(handle, self._abandon, handle.task, cause, handle._uncounted)
+            handle._abandonment = weakref.finalize(handle, self._abandon, job.task, job.cause, handle._loss)
             handle._abandonment.atexit = False
 
-    def _abandon(self, task: BaseTask, cause: BaseException | None, uncounted: bool) -> None:
-        if not uncounted and task.id not in self._lost:
+    def _abandon(self, task: BaseTask, cause: BaseException | None, number: int) -> None:
+        if number and number not in self._lost:
             return  # told at the exit
         error = error_of(task, cause)
         if self.on_abandoned is not None and error is not None:
-            if task.id in self._lost:
-                self._told.add(task.id)
+            if number:
+                self._told.add(number)
             self.on_abandoned(task.id, error)

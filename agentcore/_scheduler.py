@@ -185,8 +185,9 @@ class Scheduler:
         # No await from here on: what is accepted has a task that sees to it.
         job = self._accept(Job(task, plan, parent, turn, self))
         job.handle = TaskHandle(task, self)
-        if key is not None and self._ledger.keys.enter(key, job.handle):
-            self._admission.wake_submitters()
+        if key is not None:
+            self._ledger.keys.enter(key, job.handle, job.number)
+            self._admission.wake_submitters(key)
         assert self._group is not None  # `open` has set it  # noqa: S101
         self._begin(job, self._group)
         return job.handle
@@ -207,16 +208,13 @@ class Scheduler:
         Raises:
             KnownKeyError: the key has come to stand for a task meanwhile.
         """
-        if key is None:
-            return await self._admission.queue_up(task, plan, parent, lambda: self._check(task))
-        keys = self._ledger.keys
 
         def check() -> None:
-            keys.check(key, task.type)
+            if key is not None:
+                self._ledger.keys.check(key, task.type)
             self._check(task)
 
-        with keys.awaited(key):
-            return await self._admission.queue_up(task, plan, parent, check)
+        return await self._admission.queue_up(task, plan, parent, check, key)
 
     def start(
         self,
@@ -262,7 +260,7 @@ class Scheduler:
     def cancel(self, handle: TaskHandle, reason: str | None) -> bool:
         """Begin to cancel the task of a handle; False if it has ended already."""
         job = self._ledger.jobs.get(handle.id)
-        if job is None:
+        if job is None or job.handle is not handle:  # a later one may have its id
             return False
         self._cancel(job, reason)
         return True
@@ -273,8 +271,8 @@ class Scheduler:
 
     def lose(self, job: Job) -> None:
         """Note that nobody answers for the failure of a job: it is raised at the exit, unless somebody asks the handle."""
-        if job.handle is not None and job.has_failed:
-            self._ledger.lose(job.handle, job.cause)
+        if job.has_failed:
+            self._ledger.lose(job)
 
     def waiting(self, handle: TaskHandle) -> AbstractContextManager[None]:
         """Return a block for the wait for a handle: the slot of the current job is lent, and a wait without an end is refused.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import anyio
@@ -23,7 +24,7 @@ from agentcore import (
     TaskTimeoutError,
 )
 from agentcore.testing import assert_checkpoints, simulate
-from tests.runtime.parts import check_at_rest, echo, holding, runtime_of
+from tests.runtime.parts import check_at_rest, echo, holding, runtime_of, start_all
 
 pytestmark = pytest.mark.anyio
 
@@ -92,7 +93,38 @@ async def test_the_key_is_free_when_the_task_is_forgotten() -> None:
         for number in range(20):
             await (await runtime.submit("echo", key=f"further {number}")).wait()
         keys = runtime.tasks._ledger.keys
-        assert (2, 2, 0) == (len(keys), len(keys._by_task), len(keys._submitters))
+        assert (2, 2) == (len(keys), len(keys._by_number))
+
+
+@simulate(runs=5)
+async def test_a_key_is_forgotten_though_its_task_has_the_id_of_a_later_one() -> None:
+    """Each of the two stands for its own task, for as long as that is remembered, and then for none."""
+    async with runtime_of(retention=3) as runtime:
+        first = await runtime.submit("echo", id="x", key="one")
+        await first.wait()
+        second = await runtime.submit("echo", id="x", key="two")
+        await second.wait()
+        assert first is await runtime.submit("echo", key="one")
+        assert second is await runtime.submit("echo", key="two")
+        await runtime.run("echo")
+        await runtime.run("echo")
+        assert 1 == len(runtime.tasks._ledger.keys)
+        assert second is await runtime.submit("echo", key="two")
+        assert first is not await runtime.submit("echo", key="one")
+        await runtime.run("echo")
+        assert second is not await runtime.submit("echo", key="two")
+
+
+@simulate(runs=5)
+async def test_a_bad_end_frees_the_key_of_that_task_alone() -> None:
+    """An earlier one of the same id, which is COMPLETED, keeps its own."""
+    async with runtime_of() as runtime:
+        first = await runtime.submit("echo", id="x", key="one")
+        await first.wait()
+        second = await runtime.submit("fail", id="x", key="two")
+        await second.wait()
+        assert first is await runtime.submit("echo", key="one")
+        assert 1 == len(runtime.tasks._ledger.keys)
 
 
 @simulate(runs=5)
@@ -200,7 +232,60 @@ async def test_many_that_wait_for_room() -> None:
             hold.opened.set()
         await found[0].result()
         await runtime.tasks.wait_idle()
-        assert 0 == len(runtime.tasks._ledger.keys._submitters)
+        await check_at_rest(runtime, 1)
+
+
+@simulate(runs=30)
+async def test_who_waits_for_room_learns_of_the_task_though_there_is_none() -> None:
+    """The one who was accepted has the only place; the others need none. Who waits with another key goes on waiting."""
+    async with runtime_of(in_flight=1, queue=1) as runtime:
+        hold = holding(runtime)
+        await runtime.submit("hold")
+        waiting = await runtime.submit("echo")
+        found: list[TaskHandle] = []
+
+        async def submit(key: str) -> None:
+            found.append(await runtime.submit("echo", key=key))
+
+        async with anyio.create_task_group() as group:
+            await start_all(group, *(partial(submit, key) for key in ("one", "two", "one", "one")))
+            waiting.cancel()
+            await anyio.wait_all_tasks_blocked()
+            assert (3, 1) == (len(found), len(set(found)))
+            assert TaskState.PENDING is found[0].state
+            hold.opened.set()
+        assert 2 == len(set(found))
+        await runtime.tasks.wait_idle()
+        await check_at_rest(runtime, 1)
+
+
+@simulate(runs=30)
+async def test_a_place_that_comes_while_others_learn_of_a_key_is_not_lost() -> None:
+    """Who waits with the key of one that is accepted and given up at once still has his place in the line, as all others."""
+    async with runtime_of(in_flight=1, queue=1) as runtime:
+        hold = holding(runtime)
+        await runtime.submit("hold")
+        await runtime.submit("echo")
+        accepted: list[str] = []
+
+        async def submit(name: str, *, key: str | None = None, gives_up: bool = False) -> None:
+            handle = await runtime.submit("echo", key=key)
+            accepted.append(name)
+            if gives_up:
+                handle.cancel()
+
+        async with anyio.create_task_group() as group:
+            await start_all(
+                group,
+                partial(submit, "first", key="one", gives_up=True),
+                partial(submit, "second", key="one"),
+                partial(submit, "third"),
+            )
+            hold.opened.set()
+            with anyio.fail_after(60):
+                await anyio.wait_all_tasks_blocked()
+        assert ["first", "second", "third"] == sorted(accepted)
+        await runtime.tasks.wait_idle()
         await check_at_rest(runtime, 1)
 
 

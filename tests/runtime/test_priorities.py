@@ -172,6 +172,35 @@ async def test_the_line_of_submitters_starves_whom_it_is_told_to(hosted: bool) -
 
 @both_kinds
 @simulate(runs=2)
+async def test_keys_of_others_cost_nobody_his_age(hosted: bool) -> None:
+    """In the line of submitters each is as old as he is, however often others learn that their task has been submitted."""
+    async with (
+        living(hosted, in_flight=1, queue=1, ageing=AGEING, retention=1) as runtime,
+        anyio.create_task_group() as group,
+    ):
+        office = Office(runtime)
+        accepted: list[float] = []
+
+        async def one_who_submits() -> None:
+            await office.submit("low", LOW)
+            accepted.append(anyio.current_time())
+
+        async def submit_once(name: str) -> None:
+            await runtime.submit("work", {"name": name}, priority=CRITICAL, key=name)
+
+        await office.fill(2)
+        group.start_soon(one_who_submits)
+        await anyio.sleep(0.5)
+        for second in range(40):
+            for _ in range(2):
+                group.start_soon(submit_once, f"second {second}")
+            await anyio.sleep(1)
+        assert (accepted, office.began["low"]) == ([31], 32)
+        group.cancel_scope.cancel()
+
+
+@both_kinds
+@simulate(runs=2)
 async def test_who_leaves_the_line_leaves_the_others_their_places(hosted: bool) -> None:
     """Cancelled ones are not served, and whoever stands behind them comes next, as if they had never been there."""
     async with living(hosted, in_flight=1, ageing=AGEING) as runtime:

@@ -313,6 +313,28 @@ async def test_more_failures_than_are_kept_are_counted() -> None:
     assert f"{MAX_LOST + 6} failures" in caught.value.message
 
 
+async def test_a_failure_is_not_lost_though_an_earlier_task_has_its_id() -> None:
+    """Who asks the one handle has learned of the one failure."""
+    with pytest.raises(AgentCrashedError, match="number 2") as caught:
+        async with runtime_of() as runtime:
+            first = await runtime.submit("fail", {"n": 1}, id="x")
+            await runtime.tasks.wait_idle()
+            await runtime.submit("fail", {"n": 2}, id="x")
+            await runtime.tasks.wait_idle()
+            await first.wait()
+    assert 1 == len(caught.value.exceptions)
+
+
+async def test_two_failures_of_one_id_are_two() -> None:
+    """Both are raised at the exit, with whatever they failed."""
+    with pytest.raises(AgentCrashedError, match="2 failures in the background") as caught:
+        async with runtime_of() as runtime:
+            for number in (1, 2):
+                await runtime.submit("fail", {"n": number}, id="x")
+                await runtime.tasks.wait_idle()
+    assert ["number 1", "number 2"] == [str(error.__cause__) for error in caught.value.exceptions]
+
+
 async def test_a_runtime_that_has_raised_leaves_nothing_behind() -> None:
     """After the exit nothing runs, the context is as before, and another runtime works."""
     with pytest.raises(AgentCrashedError):

@@ -8,12 +8,14 @@ import anyio
 import pytest
 
 from agentcore import (
+    AgentContext,
     AgentTimeoutError,
     BaseTask,
     RuntimeClosedError,
     TaskCanceledError,
     TaskError,
     TaskExecutionError,
+    TaskHandle,
     TaskNotFoundError,
     TaskPriority,
     TaskState,
@@ -339,6 +341,37 @@ async def test_a_full_queue_refuses_outsiders_when_the_runtime_stops_to_accept()
         hold.opened.set()
 
 
+@simulate(runs=300)
+async def test_a_place_that_comes_while_outsiders_are_refused_is_not_lost() -> None:
+    """The child of a running task keeps its place in the line when the runtime begins to drain, at whatever moment."""
+    async with runtime_of(in_flight=1, queue=1) as runtime:
+
+        @runtime.handler("work")
+        async def work(given: dict[str, Any]) -> None:
+            await anyio.sleep(1)
+
+        @runtime.handler("parent")
+        async def parent(given: dict[str, Any], context: AgentContext) -> None:
+            for _ in range(2):
+                await context.submit("echo")
+
+        async def drain() -> None:
+            await anyio.sleep(1)
+            await runtime.drain(60)
+
+        outcomes: list[Any] = []
+        await runtime.submit("work")
+        handle = await runtime.submit("parent")
+        async with anyio.create_task_group() as group:
+            group.start_soon(drain)
+            for _ in range(2):
+                group.start_soon(noting, outcomes, runtime.submit, "work")
+        assert TaskState.COMPLETED is handle.state
+        assert anyio.current_time() < 10
+        assert {RuntimeClosedError, TaskHandle} >= {type(outcome) for outcome in outcomes}
+        assert 2 == len(outcomes)
+
+
 @simulate(runs=20)
 async def test_room_that_comes_with_the_end_of_the_runtime_is_no_way_in() -> None:
     """A submitter to whom a place is granted in the very moment the runtime closes gets RuntimeClosedError."""
@@ -462,6 +495,21 @@ async def test_retention_keeps_the_newest_that_have_ended() -> None:
         with pytest.raises(TaskNotFoundError, match="the 2 that ended last") as caught:
             runtime.tasks.get(handles[0].id)
         assert handles[0].id == caught.value.details["task_id"]
+
+
+async def test_an_id_that_comes_twice_is_that_of_the_later_task() -> None:
+    """It is found as long as it is one of the newest, however long ago the earlier one has ended."""
+    async with runtime_of(retention=3) as runtime:
+        for number in (1, 2):
+            await runtime.run("echo", {"n": number}, id="x")
+            await runtime.run("echo")
+        await runtime.run("echo")
+        assert {"n": 2} == runtime.tasks.get("x").output
+        await runtime.run("echo")
+        with pytest.raises(TaskNotFoundError):
+            runtime.tasks.get("x")
+        ledger = runtime.tasks._ledger
+        assert (3, 3) == (len(ledger._recent), len(ledger._numbers))
 
 
 async def test_running_and_waiting_tasks_are_known_in_order_of_arrival() -> None:

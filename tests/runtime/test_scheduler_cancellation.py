@@ -107,6 +107,19 @@ async def test_cancel_after_the_end() -> None:
         assert await handle.result() == {"n": 1}
 
 
+async def test_cancel_after_the_end_spares_a_later_task_of_the_same_id() -> None:
+    """A handle cancels its own task and no other."""
+    async with runtime_of() as runtime:
+        first = await runtime.submit("echo", id="x")
+        await first.wait()
+        second = await runtime.submit("hang", id="x")
+        await anyio.wait_all_tasks_blocked()
+        assert not first.cancel()
+        assert not second.task.cancel_requested
+        assert second.cancel()
+        await second.wait()
+
+
 async def test_cancel_without_a_reason() -> None:
     """The message says that none was given."""
     async with runtime_of() as runtime:

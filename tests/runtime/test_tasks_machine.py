@@ -147,10 +147,13 @@ class TasksMachine(SimMachine):
             known = self.keyed.get(key)
             if known is not None and known is not handle:
                 assert known.is_done
-                assert known.state is not TaskState.COMPLETED or known.id not in self.runtime.tasks._ledger._recent
+                assert known.state is not TaskState.COMPLETED or not self._is_remembered(known)
             self.keyed[key] = handle
         if handle not in self.handles:
             self.handles.append(handle)
+
+    def _is_remembered(self, handle: TaskHandle) -> bool:
+        return any(task is handle.task for task in self.runtime.tasks._ledger._recent.values())
 
     @rule(policy=st.sampled_from(POLICIES), deadline=st.sampled_from([None, 9.0]))
     def run(self, policy: RetryPolicy | None, deadline: float | None) -> None:
@@ -251,12 +254,14 @@ class TasksMachine(SimMachine):
         assert not statistics.queued or statistics.in_flight == runtime.config.in_flight
         room = runtime.tasks._admission._room
         assert room.in_use <= min(statistics.queued, runtime.config.queue)
+        assert not len(room) or room.in_use == runtime.config.queue
 
     @invariant()
     def what_is_kept_is_bounded(self) -> None:
         """Keys are those of tasks that are known; the budget has paid for what was executed again, or is about to be."""
         ledger, letters = self.runtime.tasks._ledger, self.runtime.tasks.dead_letters
-        assert {*ledger.keys._by_task} <= {*ledger.jobs, *ledger._recent}
+        assert {*ledger.keys._by_number} <= {*(job.number for job in ledger.jobs.values()), *ledger._recent}
+        assert len(ledger._numbers) == len(ledger._recent) <= self.runtime.config.retention
         assert len(letters) <= self.runtime.config.dead_letters
         started = Counter(event.data["task_id"] for event in self.events if event.event_type == "task_started")
         again = sum(count - 1 for count in started.values())

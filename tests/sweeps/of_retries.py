@@ -85,7 +85,6 @@ class Retrying(Runtime):
         assert made >= paid if any(task.type == "guarded" for task in self.tasks) else made == paid
         for task in self.tasks:
             assert task.not_before is None
-        assert 0 == len(self.runtime.tasks._ledger.keys._submitters)
 
 
 def open_(**settings: Any) -> Any:

@@ -497,6 +497,7 @@ class Runtime(State):
         assert statistics.accepted == statistics.completed + statistics.failed + statistics.canceled
         admission = runtime.tasks._admission
         assert (0, 0, 0) == (len(admission._slots), len(admission._room), admission._room.in_use)
+        assert {} == admission._submitters
         assert Counter() == +self._now
         assert Counter() == +runtime.tasks._idlers
         accepted = Counter(event.data["task_id"] for event in self.events if event.event_type == "task_accepted")
