@@ -380,9 +380,9 @@ def test_a_thousand_crashes_of_one_child_are_none_of_its_siblings_business() -> 
 
 def test_a_value_that_stands_for_none() -> None:
     """What there is is listed."""
-    assert RestartType.TRANSIENT is to_member(RestartType, "restart", "transient")
+    assert RestartType.TRANSIENT is to_member(RestartType, "an agent", "restart", "transient")
     with pytest.raises(
         ConfigurationError,
-        match=r"restart of a supervisor must be one of 'permanent', 'transient', 'temporary': got 'always'; write RestartType\.PERMANENT",
+        match=r"restart of an agent must be one of 'permanent', 'transient', 'temporary': got 'always'; write RestartType\.PERMANENT",
     ):
-        to_member(RestartType, "restart", "always")
+        to_member(RestartType, "an agent", "restart", "always")

@@ -34,6 +34,13 @@ from agentcore.testing._simulate import overrides
 VARIABLE = "AGENTCORE_SIM"
 
 
+@pytest.fixture(autouse=True)
+def as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of the session that runs these tests do not count here."""
+    for name in list(overrides):
+        monkeypatch.delitem(overrides, name)
+
+
 class BoomError(Exception):
     """What the tests below find, with arguments and attributes of its own."""
 
