@@ -110,15 +110,16 @@ class DeadLetters:
     async def requeue(self, task_id: str) -> TaskHandle:
         """Submit a fresh task with the same type, input, priority, metadata, `trace_id` and `parent_id`. Always a checkpoint.
 
-        It is executed as the old one was to be: the policy and the timeouts are the same, deadlines count anew. The letter
-        goes when the task is accepted, and stays if it is not.
+        It is executed as the old one was to be: the policy and the timeouts are the same, deadlines count anew. It has the
+        key of the old one, and is not submitted if that stands for another task by now. The letter goes when the task is
+        accepted, and stays if it is not.
 
         Returns:
-            The handle of the new task.
+            The handle of the new task, or of the one that the key stands for.
 
         Raises:
             TaskNotFoundError: there is no letter of this id.
-            TaskError: somebody else is doing this.
+            TaskError: somebody else is doing this; or the key stands for a task of another type by now.
             TaskRoutingError: there is neither a handler nor an agent for it any more.
             TaskTimeoutError: its deadline passed before the queue had room.
             RuntimeClosedError: the runtime takes no tasks.

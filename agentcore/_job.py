@@ -213,6 +213,7 @@ class Job:
         watcher: what answers for its failure; None for the runtime, or the caller of one that is run.
         was_cut: whether it was cancelled because the runtime ends.
         handle: what the submitter holds; None for a task that is run.
+        key: what its submitter knows it by; None if it has none.
         number: the how manieth it is that its runtime has accepted.
         scope: what cancelling the task cancels.
         turn: its place in line; None if it had a slot at once.
@@ -242,6 +243,7 @@ class Job:
         "is_inner",
         "is_paused",
         "keeper",
+        "key",
         "number",
         "parent",
         "plan",
@@ -292,6 +294,7 @@ class Job:
         self.is_paused: bool = False
         self.trials: Trials | None = None
         self.idle: Idle | None = None
+        self.key: str | None = None
         self.ended: bool = False
 
     def lending(self) -> AbstractContextManager[object]:

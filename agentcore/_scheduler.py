@@ -186,6 +186,7 @@ class Scheduler:
         job = self._accept(Job(task, plan, parent, turn, self))
         job.handle = TaskHandle(task, self)
         if key is not None:
+            job.key = key
             self._ledger.keys.enter(key, job.handle, job.number)
             self._admission.wake_submitters(key)
         assert self._group is not None  # `open` has set it  # noqa: S101
@@ -495,7 +496,7 @@ class Scheduler:
         if job.plan.retry is not None:
             self._retries.end(job)
             if task.state is TaskState.FAILED:
-                self.dead_letters.add(DeadLetter.of_task(task), partial(self._submit_again, task, job.plan))
+                self.dead_letters.add(DeadLetter.of_task(task), partial(self._submit_again, task, job.plan, job.key))
         if job.handle is not None:
             job.handle._finish(job.cause)
         if job.watcher is not None:
@@ -507,10 +508,10 @@ class Scheduler:
         # Last: a sink may raise what stops the program.
         self._log.emit(_ENDS[task.state], task_id=task.id, type=task.type, duration_ms=task.duration_ms)
 
-    async def _submit_again(self, task: BaseTask, plan: Plan) -> TaskHandle:
+    async def _submit_again(self, task: BaseTask, plan: Plan, key: str | None) -> TaskHandle:
         """Submit a task like one that has failed."""
         again = remade(task)
-        return await self.submit(again, self.plan_like(again, plan))
+        return await self.submit(again, self.plan_like(again, plan), key)
 
     def _cancel(self, job: Job, reason: str | None) -> None:
         # The task may have been ended by hand; what runs for it is cancelled all the same.

@@ -265,6 +265,29 @@ async def test_discarded_while_it_is_submitted() -> None:
         assert [other, handles[0].id] == [letter.task_id for letter in letters.list()]
 
 
+@simulate(runs=5)
+async def test_a_requeued_task_has_the_key_of_the_old_one() -> None:
+    """So there are never two at a time; and none again if somebody has submitted another one meanwhile."""
+    async with AgentRuntime(grace=0) as runtime:
+
+        @runtime.handler("broken", retry=RetryPolicy(attempts=1))
+        async def broken(given: dict[str, Any]) -> None:
+            await anyio.sleep(1)
+            raise OSError("not now")
+
+        letters = runtime.tasks.dead_letters
+        handle = await runtime.submit("broken", key="k")
+        await handle.wait()
+        again = await letters.requeue(handle.id)
+        assert again is await runtime.submit("broken", key="k")
+        await again.wait()
+        third = await runtime.submit("broken", key="k")
+        assert third is await letters.requeue(again.id)
+        assert 0 == len(letters)
+        await third.wait()
+        assert [third.id] == [letter.task_id for letter in letters.list()]
+
+
 @simulate(runs=1)
 async def test_requeue_is_a_checkpoint() -> None:
     """As `submit` is."""
