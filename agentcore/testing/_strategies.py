@@ -18,7 +18,16 @@ from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import attrs
 
-from agentcore import AgentCapability, AgentConfig, BaseTask, CircuitBreakerConfig, RuntimeConfig, TaskPriority
+from agentcore import (
+    AgentCapability,
+    AgentConfig,
+    Backoff,
+    BaseTask,
+    CircuitBreakerConfig,
+    RetryPolicy,
+    RuntimeConfig,
+    TaskPriority,
+)
 
 from ._fault_plans import Action, Fault, FaultPlan, InjectedFault
 from ._faults import Target, Targets, can_wait
@@ -224,12 +233,15 @@ def runtime_configs(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Runti
         TypeError: there is no such field.
     """
     default = attrs.fields(RuntimeConfig)
+    waits = st.builds(Backoff, initial=st.floats(0, 1), maximum=st.floats(1, _SECONDS))
     drawn = {
         "in_flight": st.just(default.in_flight.default) | st.integers(1, 8),
         "queue": st.just(default.queue.default) | st.integers(1, 8),
         "ageing": st.just(default.ageing.default) | st.floats(0, _SECONDS) | st.just(math.inf),
         "retention": st.just(default.retention.default) | st.integers(1, 8),
         "grace": st.just(default.grace.default) | st.floats(0, _SECONDS),
+        "retry": st.none() | st.builds(RetryPolicy, attempts=st.integers(1, 4), backoff=waits),
+        "dead_letters": st.just(default.dead_letters.default) | st.integers(0, 8),
     }
     return _values(RuntimeConfig, drawn, fields)
 
