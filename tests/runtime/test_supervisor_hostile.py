@@ -19,6 +19,7 @@ from agentcore import (
     AgentContext,
     AgentCrash,
     AgentCrashedError,
+    AgentDeadlockError,
     AgentError,
     AgentResult,
     AgentRuntime,
@@ -427,7 +428,7 @@ async def test_two_spawns_of_one_agent_at_a_time() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(spawn, "one")
             group.start_soon(spawn, "two")
-        assert [None, ConfigurationError] == sorted(outcomes, key=str, reverse=True)
+        assert [None, ConfigurationError] == sorted(outcomes, key=lambda one: one is not None)
 
 
 @simulate(runs=1)
@@ -544,3 +545,25 @@ async def test_references_to_one_agent_are_equal() -> None:
         ref = await runtime.spawn(log.make, config("one"))
         assert ref in runtime.supervisor.children
         assert 1 == len({ref, *runtime.supervisor.children})
+
+
+@simulate(runs=RUNS)
+async def test_two_supervisors_whose_agents_ask_each_other_when_they_start_again() -> None:
+    """Each supervisor waits for a start that waits for the other supervisor: one of the two is told."""
+    outcomes: list[Any] = []
+    async with supervised(supervisor=at_once()) as (runtime, log):
+        refs = {}
+        for name, other in (("one", "two"), ("two", "one")):
+            supervisor = await runtime.supervisor.supervise(f"above {name}", Supervisor(backoff=NO_WAIT))
+            refs[name] = await supervisor.spawn(log.make, config(name))
+
+            async def ask(other: str = other) -> None:
+                await anyio.sleep(1)
+                outcomes.append(await told(lambda: runtime.ask(other, {"n": 1})))
+
+            log.starts[name] = [ask]
+        for ref in refs.values():
+            await runtime.tell(ref, {"do": "crash"})
+        await anyio.sleep(10)
+        assert ["up", "up"] == [ref.state for ref in refs.values()]
+        assert [None, AgentDeadlockError] == sorted(outcomes, key=lambda one: one is not None)
