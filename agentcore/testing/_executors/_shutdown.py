@@ -140,6 +140,8 @@ class ShutdownCases(Cases):
             self._promptly(in_block)
         assert all(future.done() for future in futures)
         assert len(notes.read()) == MANY
+        with pytest.raises(RuntimeError, match=REFUSED):
+            made.submit(pow, 2, 2)
 
 
 class ExitCases(Cases):
