@@ -247,8 +247,8 @@ class Keeper(Protocol):
     def terminating(self, agent: Any) -> None:
         """Hear that somebody terminates an agent."""
 
-    def will_end(self, agent: Any) -> bool:
-        """Tell whether the agent is about to be ended, and its calls with it."""
+    def ending(self, agent: Any, call: Call) -> Any:
+        """Return what will end a call, if the agent is about to be ended; raises if the call would be left behind."""
 
 
 class Executes(Protocol):

@@ -483,7 +483,9 @@ class BaseAgent(abc.ABC):
             # The slot in flight of a task that waits here is free for others: whoever has the turn may need it.
             with job.lending() if job is not None else nullcontext():
                 await self._bounded(turn.wait(), context._limit, None, call)
-                if call is not None and self._keeper is not None and self._keeper.will_end(self):
+                if call is not None and self._keeper is not None and (end := self._keeper.ending(self, call)):
+                    before, wait = wait, waits.begin(end, around)
+                    waits.remove(before)
                     await self._bounded(anyio.sleep_forever(), context._limit, None, call)
             if call is not None and call.interruption is not None:
                 raise call.interruption  # in the very step in which the turn came

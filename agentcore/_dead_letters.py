@@ -120,6 +120,7 @@ class DeadLetters:
         Raises:
             TaskNotFoundError: there is no letter of this id.
             TaskError: somebody else is doing this; or the key stands for a task of another type by now.
+            ConfigurationError: its agent has let go of its input.
             TaskRoutingError: there is neither a handler nor an agent for it any more.
             TaskTimeoutError: its deadline passed before the queue had room.
             RuntimeClosedError: the runtime takes no tasks.

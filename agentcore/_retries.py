@@ -122,29 +122,31 @@ class Retries:
             await anyio.sleep_until(trials.comes_at)
         finally:
             self.waiting -= 1
-        await self._come_back(job)
+        job.turn = self._admission.resume(job)
+        if job.turn is not None:
+            await self._admission.wait_for_turn(job, job.turn)
 
     async def hold(self, job: Job, until: datetime) -> None:
-        """Wait until a task may begin that has failed elsewhere, in another process for instance, and has a slot.
+        """Wait until a task may begin that has failed elsewhere, in another process for instance; it lines up then.
 
         Raises:
-            TaskTimeoutError: a deadline came first.
+            TaskTimeoutError: its total deadline came first.
         """
         seconds, total = until.timestamp() - _interop.wall_time(), job.plan.total
+        if seconds <= 0:
+            return
+        if job.turn is not None:
+            self._admission.leave_line(job, job.turn)
+            job.turn = None
         self._admission.pause(job)
         self.waiting += 1
         try:
             with anyio.move_on_at(math.inf if total is None else total.at):
-                await anyio.sleep(max(0.0, seconds))
+                await anyio.sleep(seconds)
         finally:
             self.waiting -= 1
         check_limit(total, job.task, "while it waited for its retry")
-        await self._come_back(job)
-
-    async def _come_back(self, job: Job) -> None:
         job.turn = self._admission.resume(job)
-        if job.turn is not None:
-            await self._admission.wait_for_turn(job, job.turn)
 
     def end(self, job: Job) -> None:
         """Note that a job is settled."""

@@ -398,10 +398,11 @@ class Scheduler:
             try:
                 if again is not None:
                     await self._retries.wait(job, again)
-                elif job.turn is not None:
-                    await self._admission.wait_for_turn(job, job.turn)
-                if again is None and (until := job.task.not_before) is not None:
-                    await self._retries.hold(job, until)
+                else:
+                    if (until := job.task.not_before) is not None:
+                        await self._retries.hold(job, until)
+                    if job.turn is not None:
+                        await self._admission.wait_for_turn(job, job.turn)
                 result = await self._perform(job)
             except Exception as error:  # noqa: BLE001 - it is the task's outcome
                 # On asyncio what is raised while a cancelled task is unwound comes alone, without the cancellation.

@@ -189,6 +189,11 @@ class Spawned:
         return "stopped" if self._is_gone else "restarting" if self.agent is None else "up"
 
     @property
+    def held(self) -> tuple[Doing, ...]:
+        """What depends on its supervisor alone while there is no agent."""
+        return self._coming, self._room
+
+    @property
     def waiting(self) -> int:
         """How many messages wait."""
         return len(self._mailbox)
@@ -308,9 +313,17 @@ class Spawned:
         if is_crash(error):
             self._end(agent, error)
 
-    def will_end(self, agent: BaseAgent) -> bool:
-        """Tell whether the supervisor is about to end the agent, and its calls with it."""
-        return agent is not self.agent
+    def ending(self, agent: BaseAgent, call: Call) -> Doing | None:
+        """Return what is to be waited for if the supervisor is about to end the agent, and a call with it; None if it is not.
+
+        Raises:
+            AgentTerminatedError: it is about to end the agent; the call came to that past its place, and nobody would end it.
+        """
+        if agent is self.agent:
+            return None
+        if call not in self._calls:
+            raise self._gone()
+        return self._overseer._doing
 
     def terminating(self, agent: BaseAgent) -> None:
         """Note that somebody terminates the agent."""

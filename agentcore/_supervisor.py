@@ -11,11 +11,11 @@ which ends then.
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final, Literal, Protocol, final
+from typing import Any, Final, Literal, final
 
 import anyio
 import anyio.abc
@@ -30,37 +30,14 @@ from agentcore._chains import links
 from agentcore._context import current_execution, current_runtime, end_structure
 from agentcore._layer import check_name
 from agentcore._rules.backoff import check_number, show
-from agentcore._rules.restart import RestartType, Supervision, Verdict, to_member
+from agentcore._rules.restart import RestartType, Supervision, Verdict, is_started_again, to_member
 from agentcore._spawned import Doing, House, Spawned, is_crash, waiting
-from agentcore._supervisor_records import Supervisor, checked_supervisor
+from agentcore._supervisor_records import Child, Supervisor, checked_supervisor
 from agentcore.errors import AgentCrash, AgentCrashedError, AgentError, text_of, texts_of
 
 _logger: Final = logging.getLogger("agentcore.agents")
 NAME: Final = "root"
 """What the first supervisor of a runtime is called."""
-
-
-class Child(Protocol):
-    """What a supervisor runs: an agent, or another supervisor."""
-
-    name: str
-    restart: RestartType
-
-    @property
-    def _incarnation(self) -> object:
-        """What tells its lives apart."""
-
-    async def _restart(self, group: anyio.abc.TaskGroup) -> None:
-        """Be there once more."""
-
-    async def _take_down(self, *, for_good: bool) -> None:
-        """Be gone, and wait for that."""
-
-    def _retire(self) -> None:
-        """Be gone for good, and tell those who wait."""
-
-    def _is_around(self) -> bool:
-        """Tell whether this is called from inside."""
 
 
 @final
@@ -97,6 +74,8 @@ class AgentSupervisor:
         self._life: _Life | None = None  # of the task
         self._group: anyio.abc.TaskGroup | None = None  # of the runtime: everything lives in that
         self._coming: tuple[Child, anyio.CancelScope] | None = None  # who is being started again
+        self._at: list[list[Any]] = []  # the links of the hooks that are called now
+        self._ender: object = None  # the chain of who waits for its end
         self._is_for_good = False
         self._state: Literal["new", "up", "stopped"] = "new"
 
@@ -232,14 +211,20 @@ class AgentSupervisor:
             self._life.scope.cancel(f"supervisor {self.name!r} is stopped")
             if self._is_around():
                 return
-            with anyio.CancelScope(shield=True):
-                await self._life.ended.wait()
+            self._ender = current_execution.get()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._life.ended.wait()
+            finally:
+                self._ender = None
         if for_good:
             self._retire()
 
     def _child_ended(self, child: Child, error: BaseException | None, presence: object) -> None:
         """Hear that a child has ended; without an error it has done so by itself."""
         self._reports.append((child, error, presence))
+        if self._at and isinstance(child, Spawned):
+            self._hold(child.held)
         if self._life is not None:
             self._life.bell.set()
 
@@ -317,19 +302,34 @@ class AgentSupervisor:
     @contextmanager
     def _at_hooks(self) -> Generator[None]:
         """Have it known, while children come or go, who waits for that: for this supervisor, or for who is down."""
-        chain = [self._doing, current_execution.get(), None]
-        made = [chain]
-        for child in self._children.values():
-            if isinstance(child, Spawned) and child.agent is None:
-                chain = [child._room, chain, None]
-                made.append(chain)
-        token = current_execution.set(chain)
+        # Who ends this supervisor waits for the hooks as well.
+        around = current_execution.get() if self._ender is None else self._ender
+        before, self._at = self._at, [[self._doing, around, None]]
+        self._hold(self._held())
+        token = current_execution.set(self._at[0])
         try:
             yield
         finally:
             current_execution.reset(token)
-            for link in made:  # what hooks have started elsewhere may outlive them
+            for link in self._at:  # what hooks have started elsewhere may outlive them
                 link[0] = None
+            self._at = before
+
+    def _hold(self, held: Iterable[Doing]) -> None:
+        """Have the hooks of this moment be what somebody waits for who waits for something else, from now on."""
+        for one in held:
+            self._at[0][1] = link = [one, self._at[0][1], None]
+            self._at.append(link)
+
+    def _held(self) -> Iterator[Doing]:
+        """Go through what depends on this supervisor alone now: all that has to do with those below it who are down."""
+        for child in self._children.values():
+            if isinstance(child, AgentSupervisor):
+                if child._is_over:
+                    yield child._doing
+                    yield from child._held()
+            elif isinstance(child, Spawned) and child.agent is None:
+                yield from child.held
 
     # The task.
 
@@ -353,7 +353,9 @@ class AgentSupervisor:
             failure = self._cut_off()
         finally:
             self._state = "stopped"
-            self._hear_the_rest()
+            # Whoever ends it from above has judged it already; only the first one judges itself until the last moment.
+            is_judged = life.scope.cancel_called and self._above is not None
+            gone = self._hear_the_rest(is_judged=is_judged)
             self._is_for_good |= self._rule.has_given_up and self._is_gone_with_it()
             try:
                 with anyio.CancelScope(shield=True):
@@ -361,7 +363,8 @@ class AgentSupervisor:
                         await self._end_child(child, for_good=self._is_for_good)
             finally:
                 life.ended.set()  # whatever happens: it is waited for in shields
-                self._hear_the_rest(all_are_down=True)
+                for child in gone + self._hear_the_rest(is_judged=is_judged, all_are_down=True):
+                    self._forget(child)
                 if self._is_for_good:
                     self._retire()
         if self._rule.has_given_up:
@@ -373,8 +376,12 @@ class AgentSupervisor:
         """Tell whether nobody will start this supervisor again when it has given up."""
         return self._above is None or self.restart is RestartType.TEMPORARY
 
-    def _hear_the_rest(self, *, all_are_down: bool = False) -> None:
-        """Note the ends that nobody came to any more. Who wants somebody to be stopped is told when all are down."""
+    def _hear_the_rest(self, *, is_judged: bool, all_are_down: bool = False) -> list[Child]:
+        """Note the ends that nobody came to any more; return who is gone for good.
+
+        Who wants somebody to be stopped is told when all are down.
+        """
+        gone: list[Child] = []
         reports, self._reports = self._reports, deque()
         for child, error, presence in reports:
             if isinstance(presence, _Request):
@@ -387,7 +394,11 @@ class AgentSupervisor:
             if error is not None:
                 self._note_crash(child, error)
             if all_are_down or child._incarnation is presence:
-                self._judge(child, error)
+                if not is_judged:
+                    self._judge(child, error)
+                if not is_started_again(child.restart, crashed=error is not None):
+                    gone.append(child)
+        return gone
 
     def _give_up(self, failure: AgentCrashedError, life: "_Life") -> None:
         self._house.log.emit("supervisor_gave_up", supervisor=self.name, crashes=len(failure.exceptions))
@@ -410,7 +421,7 @@ class AgentSupervisor:
                 due = self._rule.next_due()
                 # Errors of crashes that count no more go, with all that their tracebacks keep. Not in the last moment of the
                 # period, in which they do count.
-                over = self._ends[0][0] + 2 * self.config.period if self._ends else math.inf
+                over = self._ends[0][0] + max(2 * self.config.period, 1.0) if self._ends else math.inf
                 with anyio.move_on_at(min(math.inf if due is None else due, over)):
                     await life.bell.wait()
                 life.bell = anyio.Event()
@@ -461,13 +472,13 @@ class AgentSupervisor:
 
     def _judge(self, child: Child, error: BaseException | None) -> Verdict:
         """Decide what follows from the end of a child, and note it."""
-        now, draw = anyio.current_time(), _interop.sources.get().random.random()
-        verdict = self._rule.ended(child.name, now, draw, crashed=error is not None)
-        if child.name not in verdict.removed:
+        now, draw, is_crash = anyio.current_time(), _interop.sources.get().random.random(), error is not None
+        counts = is_started_again(child.restart, crashed=is_crash) and (is_crash or not self._rule.has_given_up)
+        verdict = self._rule.ended(child.name, now, draw, crashed=is_crash)
+        if counts:
             self._ends.append((now, child.name, error))
-        elif error is not None:
-            what = f"agent {child.name!r} crashed, and is not started again"
-            self._house.failures.add(_agent_errors.as_failure(child.name, error), what)
+        if verdict.gives_up:
+            self._forget_old_ends()  # now: until everybody is stopped more of the period may be over
         return verdict
 
     def _forget_old_ends(self) -> None:
@@ -477,7 +488,6 @@ class AgentSupervisor:
 
     def _too_many(self) -> AgentCrashedError:
         """Make the error of a supervisor that gives up: of all the ends that were too many."""
-        self._forget_old_ends()
         errors = [_agent_errors.as_failure(name, error) for _, name, error in self._ends]
         names = sorted({name for _, name, _ in self._ends})
         return AgentCrashedError(
@@ -495,6 +505,9 @@ class AgentSupervisor:
     def _note_crash(self, child: Child, error: BaseException) -> None:
         self._house.log.emit("agent_crashed", agent=child.name, error=f"{type(error).__name__}: {text_of(error)}")
         _logger.error("agent %r crashed: %s", child.name, text_of(error) or type(error).__name__, exc_info=error)
+        if child.restart is RestartType.TEMPORARY:
+            what = f"agent {child.name!r} crashed, and is not started again"
+            self._house.failures.add(_agent_errors.as_failure(child.name, error), what)
 
     # The children.
 

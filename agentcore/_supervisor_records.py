@@ -1,14 +1,15 @@
-"""How a supervisor mends what it runs."""
+"""How a supervisor mends, and what it runs."""
 
 # No `from __future__ import annotations` here: the fields of public classes are read at run time, by cattrs and others.
 # Their `__module__` reads agentcore, where names in strings could not be found.
 
-from typing import Final, final
+from typing import Final, Protocol, final
 
+import anyio.abc
 import attrs
 
 from agentcore._rules.backoff import Backoff, check_number, show
-from agentcore._rules.restart import SupervisionStrategy, to_member
+from agentcore._rules.restart import RestartType, SupervisionStrategy, to_member
 from agentcore.errors import ConfigurationError
 
 _DEFAULT_BACKOFF: Final = Backoff(initial=0.05, factor=2.0, maximum=5.0)
@@ -65,3 +66,26 @@ def checked_supervisor(config: Supervisor | None) -> Supervisor:
             {"name": "supervisor", "value": config},
         )
     return config or Supervisor()
+
+
+class Child(Protocol):
+    """What a supervisor runs: an agent, or another supervisor."""
+
+    name: str
+    restart: RestartType
+
+    @property
+    def _incarnation(self) -> object:
+        """What tells its lives apart."""
+
+    async def _restart(self, group: anyio.abc.TaskGroup) -> None:
+        """Be there once more."""
+
+    async def _take_down(self, *, for_good: bool) -> None:
+        """Be gone, and wait for that."""
+
+    def _retire(self) -> None:
+        """Be gone for good, and tell those who wait."""
+
+    def _is_around(self) -> bool:
+        """Tell whether this is called from inside."""

@@ -86,6 +86,11 @@ _TOGETHER: Final[Mapping[SupervisionStrategy, Callable[[int], slice]]] = {
 }
 
 
+def is_started_again(restart: RestartType, *, crashed: bool) -> bool:
+    """Tell whether a child is started again when it has ended."""
+    return _IS_STARTED_AGAIN[restart][crashed]
+
+
 @final
 @attrs.frozen
 class Verdict:
@@ -180,7 +185,7 @@ class Supervision:
         child = self._children.get(name)
         if child is None or self.has_given_up or not (child.due is None or child.is_starting):
             return NOTHING
-        if not _IS_STARTED_AGAIN[child.restart][crashed]:
+        if not is_started_again(child.restart, crashed=crashed):
             del self._children[name]
             return Verdict(removed=(name,))
         if self._is_one_too_many(now):
