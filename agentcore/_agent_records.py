@@ -54,15 +54,18 @@ MOST_SECONDS: Final = sys.float_info.max
 """More than this is no time that a clock could tell: a whole number may be greater than every other one."""
 
 
+def is_seconds(value: object) -> bool:
+    """Tell whether a value is a finite number of seconds, 0 or more."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
+
+
 def check_seconds(name: str, value: object) -> None:
     """Accept None and finite numbers of seconds, 0 or more.
 
     Raises:
         ConfigurationError: it is something else.
     """
-    if value is None or (value.__class__ in (float, int) and 0 <= value <= MOST_SECONDS):
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
+    if value is not None and not is_seconds(value):
         raise _unusable(name, value, "a number of seconds, 0 or more", "use None for no limit")
 
 
@@ -94,7 +97,7 @@ def _check_timeout(_: object, field: "attrs.Attribute[float | None]", value: obj
 
 
 def _check_terminate_timeout(_: object, field: "attrs.Attribute[float]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
+    if not is_seconds(value):
         raise _unusable(field.name, value, "a number of seconds, 0 or more", "termination always has a limit")
 
 

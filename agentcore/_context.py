@@ -3,6 +3,8 @@
 These variables are structural: they say where a task hangs in the tree, so they end where ownership ends. What a runtime
 starts for a submission gets a copy of the submitter's context with these set anew; every other variable travels along.
 
+Last in the file: how a coroutine runs inside of a task with other variables than that has.
+
 The values belong to parts that stand above this file, so they are plain objects here; each part knows its own.
 """
 

@@ -8,7 +8,7 @@ from typing import final
 
 import attrs
 
-from agentcore._agent_records import MOST_SECONDS
+from agentcore._agent_records import is_seconds
 from agentcore._retry import RetryBudget, RetryPolicy, check_retry
 from agentcore._task_result import TaskResult, TaskStatistics
 from agentcore.errors import ConfigurationError
@@ -24,7 +24,7 @@ def _check_count(_: object, field: "attrs.Attribute[int]", value: object) -> Non
 
 
 def _check_grace(_: object, field: "attrs.Attribute[float]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
+    if not is_seconds(value):
         raise ConfigurationError(
             f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; use 0 to cut at once",
             {"name": field.name, "value": value},
@@ -32,11 +32,7 @@ def _check_grace(_: object, field: "attrs.Attribute[float]", value: object) -> N
 
 
 def _check_ageing(_: object, field: "attrs.Attribute[float]", value: object) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (0 <= value <= MOST_SECONDS or value == math.inf)
-    ):
+    if not (is_seconds(value) or value == math.inf):
         raise ConfigurationError(
             f"{field.name} of a runtime must be a number of seconds, 0 or more: got {value!r}; "
             "use math.inf for the most urgent first, however long others wait",

@@ -74,7 +74,7 @@ class AgentSupervisor:
         self._life: _Life | None = None  # of the task
         self._group: anyio.abc.TaskGroup | None = None  # of the runtime: everything lives in that
         self._coming: tuple[Child, anyio.CancelScope] | None = None  # who is being started again
-        self._at: list[list[Any]] = []  # the links of the hooks that are called now
+        self._hooks: list[list[Any]] = []  # the links of the hooks that are called now
         self._ender: object = None  # the chain of who waits for its end
         self._is_for_good = False
         self._state: Literal["new", "up", "stopped"] = "new"
@@ -223,7 +223,7 @@ class AgentSupervisor:
     def _child_ended(self, child: Child, error: BaseException | None, presence: object) -> None:
         """Hear that a child has ended; without an error it has done so by itself."""
         self._reports.append((child, error, presence))
-        if self._at and isinstance(child, Spawned):
+        if self._hooks and isinstance(child, Spawned):
             self._hold(child.held)
         if self._life is not None:
             self._life.bell.set()
@@ -304,22 +304,22 @@ class AgentSupervisor:
         """Have it known, while children come or go, who waits for that: for this supervisor, or for who is down."""
         # Who ends this supervisor waits for the hooks as well.
         around = current_execution.get() if self._ender is None else self._ender
-        before, self._at = self._at, [[self._doing, around, None]]
+        before, self._hooks = self._hooks, [[self._doing, around, None]]
         self._hold(self._held())
-        token = current_execution.set(self._at[0])
+        token = current_execution.set(self._hooks[0])
         try:
             yield
         finally:
             current_execution.reset(token)
-            for link in self._at:  # what hooks have started elsewhere may outlive them
+            for link in self._hooks:  # what hooks have started elsewhere may outlive them
                 link[0] = None
-            self._at = before
+            self._hooks = before
 
     def _hold(self, held: Iterable[Doing]) -> None:
         """Have the hooks of this moment be what somebody waits for who waits for something else, from now on."""
         for one in held:
-            self._at[0][1] = link = [one, self._at[0][1], None]
-            self._at.append(link)
+            self._hooks[0][1] = link = [one, self._hooks[0][1], None]
+            self._hooks.append(link)
 
     def _held(self) -> Iterator[Doing]:
         """Go through what depends on this supervisor alone now: all that has to do with those below it who are down."""
@@ -353,9 +353,9 @@ class AgentSupervisor:
             failure = self._cut_off()
         finally:
             self._state = "stopped"
-            # Whoever ends it from above has judged it already; only the first one judges itself until the last moment.
-            is_judged = life.scope.cancel_called and self._above is not None
-            gone = self._hear_the_rest(is_judged=is_judged)
+            # Ended from above it has nothing to give up any more. Above the first one is nobody who would look at a crash.
+            counts = self._above is None or not life.scope.cancel_called
+            gone = self._hear_the_rest(counts=counts)
             self._is_for_good |= self._rule.has_given_up and self._is_gone_with_it()
             try:
                 with anyio.CancelScope(shield=True):
@@ -363,7 +363,7 @@ class AgentSupervisor:
                         await self._end_child(child, for_good=self._is_for_good)
             finally:
                 life.ended.set()  # whatever happens: it is waited for in shields
-                for child in gone + self._hear_the_rest(is_judged=is_judged, all_are_down=True):
+                for child in gone + self._hear_the_rest(counts=counts, all_are_down=True):
                     self._forget(child)
                 if self._is_for_good:
                     self._retire()
@@ -376,10 +376,14 @@ class AgentSupervisor:
         """Tell whether nobody will start this supervisor again when it has given up."""
         return self._above is None or self.restart is RestartType.TEMPORARY
 
-    def _hear_the_rest(self, *, is_judged: bool, all_are_down: bool = False) -> list[Child]:
+    def _hear_the_rest(self, *, counts: bool, all_are_down: bool = False) -> list[Child]:
         """Note the ends that nobody came to any more; return who is gone for good.
 
         Who wants somebody to be stopped is told when all are down.
+
+        Args:
+            counts: whether a crash can still be one too many.
+            all_are_down: whether nobody is up any more.
         """
         gone: list[Child] = []
         reports, self._reports = self._reports, deque()
@@ -394,7 +398,7 @@ class AgentSupervisor:
             if error is not None:
                 self._note_crash(child, error)
             if all_are_down or child._incarnation is presence:
-                if not is_judged:
+                if counts:
                     self._judge(child, error)
                 if not is_started_again(child.restart, crashed=error is not None):
                     gone.append(child)

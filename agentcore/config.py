@@ -87,7 +87,7 @@ def _is_period(value: object) -> bool:
 
 
 def _is_kept(value: object) -> bool:
-    return (value == 0 and isinstance(value, int) and not isinstance(value, bool)) or _is_count(value)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def _is_grace(value: object) -> bool:

@@ -31,7 +31,7 @@ from agentcore.errors import (
     WorkerPoolFullError,
 )
 from agentcore.pools._caller import Caller
-from agentcore.pools._drive import will_begin
+from agentcore.pools._circles import will_begin
 from agentcore.pools._jobs import QUEUED, RUNNING, Job, propagate_task
 from agentcore.pools._loop_calls import LoopCalls
 from agentcore.pools._records import JobInfo, JobOptions, WorkerPoolMetrics, WorkerPoolReport

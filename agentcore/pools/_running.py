@@ -23,7 +23,7 @@ from agentcore._context import current_pool_job, drive, drive_on
 from agentcore._interop._waiting import Waiter
 from agentcore.errors import JobCancelledError, WorkerPoolError
 from agentcore.pools._base import BaseWorkerPool
-from agentcore.pools._drive import wait_for
+from agentcore.pools._circles import wait_for
 from agentcore.pools._jobs import RUNNING, SETTLED, Job, JobQueue, own_error
 from agentcore.pools._records import Counts, QueueWorkerPoolConfig, WorkerPoolConfig
 
