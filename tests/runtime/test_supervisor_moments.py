@@ -27,6 +27,23 @@ from tests.runtime.supervised import NO_WAIT, TEN, Log, at_once, config, settle,
 RUNS = 2
 
 
+def crash_together(log: Log) -> anyio.Event:
+    """Have the first agent ``a``, and each ``t``, crash by themselves in one step: when the event is set."""
+    go = anyio.Event()
+
+    async def boom(context: AgentContext) -> None:
+        await go.wait()
+        raise AgentCrash("x")
+
+    async def once(context: AgentContext) -> None:
+        if log.made["a"] == 1:
+            await boom(context)
+        await anyio.sleep_forever()
+
+    log.lives["t"], log.lives["a"] = boom, once
+    return go
+
+
 @simulate(runs=RUNS)
 async def test_start_asks_one_of_a_team_that_is_down() -> None:
     """one_for_all: both are down, the supervisor is at `a`, whose start asks `w` of the team which comes after it."""
@@ -166,17 +183,7 @@ async def test_crash_of_a_temporary_one_taken_down_with_others(strategy: str, fi
     """It is told of all the same, whichever report is read first."""
     log = Log()
     failures: Any = None
-    go = anyio.Event()
-
-    async def boom(context: AgentContext) -> None:
-        await go.wait()
-        raise AgentCrash("x")
-
-    async def once(context: AgentContext) -> None:
-        if log.made["a"] == 1:
-            await boom(context)
-
-    log.lives["t"], log.lives["a"] = boom, once
+    go = crash_together(log)
     try:
         async with AgentRuntime(supervisor=Supervisor(strategy, backoff=TEN), grace=0) as runtime:
             for n in ["a", "t"] if first == "a" else ["t", "a"]:
@@ -195,18 +202,7 @@ async def test_crash_of_a_temporary_one_when_its_team_gives_up() -> None:
     """It is no reason of the team, and told of as it always is."""
     log = Log()
     failures: Any = None
-    go = anyio.Event()
-
-    async def boom(context: AgentContext) -> None:
-        await go.wait()
-        raise AgentCrash("x")
-
-    async def once(context: AgentContext) -> None:
-        if log.made["a"] == 1:
-            await boom(context)
-        await anyio.sleep_forever()
-
-    log.lives["t"], log.lives["a"] = boom, once
+    go = crash_together(log)
     try:
         async with AgentRuntime(supervisor=Supervisor(backoff=TEN), grace=0) as runtime:
             team = await runtime.supervisor.supervise("team", Supervisor(intensity=0))
